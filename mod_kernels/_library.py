@@ -1,0 +1,138 @@
+"""Schemas and fake implementations of the raw ops, in one table.
+
+Every engine has a namespace of its own (``mod_kernels_cpu``, ``mod_kernels_triton``) holding the ops it
+implements, all cut from the table below, so that :mod:`mod_kernels.functional` can pick an engine and
+``use_backend`` has somewhere to act. The reference needs no namespace: it is plain ATen.
+
+The raw ops return more than the public ones (logits, hidden layer, pooled vector): what the backward and
+the numerics check need is the kernel's own, never recomputed. They are not differentiable and check nothing
+that :mod:`mod_kernels._checks` has checked already, except an index's range, which is data.
+
+An engine that needs scratch with a known state (GPU counters) gets a trailing ``Tensor(b!) workspace``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._layout import memory_format_of
+
+SELECTOR = "Tensor fc1_weight, Tensor fc2_weight, Tensor? fc1_bias, Tensor? fc2_bias, Tensor? pooled, int k"
+CONV = "Tensor[] conv_weights, Tensor[] conv_biases, str kind, bool final_relu, str position"
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower: what sums, logits and scores are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_selection(x: Tensor, channels: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(x.dtype)
+    batch = x.shape[0]
+    scores = x.new_empty((batch, k), dtype=dtype)
+    index = x.new_empty((batch, k), dtype=torch.int64)
+    logits = x.new_empty((batch, channels), dtype=dtype)
+    return scores, index, logits
+
+
+def _fake_like(x: Tensor, channels: int | None = None) -> Tensor:
+    """A fresh dense tensor in x's layout, with another number of channels if asked."""
+    shape = (x.shape[0], x.shape[1] if channels is None else channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+
+
+def _fake_select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *workspace):
+    dtype = accumulation_dtype(x.dtype)
+    hidden = x.new_empty((x.shape[0], fc1_weight.shape[0]), dtype=dtype)
+    pooled_out = x.new_empty(x.shape[:2] if pooled is None else (0,), dtype=dtype)
+    return (*_fake_selection(x, x.shape[1], k), hidden, pooled_out)
+
+
+def _fake_gather_channels(x, index, *workspace):
+    return _fake_like(x, index.shape[1])
+
+
+def _fake_fuse_channels(x, z, scores, index, position, *workspace):
+    return _fake_like(x)
+
+
+def _fake_in_place(*arguments):
+    return None
+
+
+def _fake_add_relu_pool(a, b, relu, *workspace):
+    return _fake_like(a), a.new_empty(a.shape[:2], dtype=accumulation_dtype(a.dtype))
+
+
+def _fake_add_relu_pool_(a, b, relu, *workspace):
+    return a.new_empty(a.shape[:2], dtype=accumulation_dtype(a.dtype))
+
+
+def _fake_mod_block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv_and_workspace):
+    return _fake_selection(x, x.shape[1], k)
+
+
+def _fake_mod_block(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv_and_workspace):
+    return (_fake_like(x), *_fake_selection(x, x.shape[1], k))
+
+
+class OpDefinition(NamedTuple):
+    """One raw op: arguments and returns in torch.library's schema language, and what tracing sees."""
+
+    arguments: str
+    returns: str
+    fake: Callable
+
+
+# Shapes: x, a, b, y (N, C, H, W); z (N, k, H, W); pooled, pooled_out, logits (N, C); hidden (N, R); scores,
+# index (N, k). pooled_out is empty (shape (0,)) where the caller gave pooled: an op may not return its input.
+OPS: dict[str, OpDefinition] = {
+    "select_channels": OpDefinition(
+        f"Tensor x, {SELECTOR}",
+        "(Tensor scores, Tensor index, Tensor logits, Tensor hidden, Tensor pooled_out)",
+        _fake_select_channels,
+    ),
+    "gather_channels": OpDefinition("Tensor x, Tensor index", "Tensor", _fake_gather_channels),
+    "fuse_channels": OpDefinition(
+        "Tensor x, Tensor z, Tensor scores, Tensor? index, str position", "Tensor", _fake_fuse_channels
+    ),
+    "fuse_channels_": OpDefinition(
+        "Tensor(a!) x, Tensor z, Tensor scores, Tensor? index, str position", "()", _fake_in_place
+    ),
+    "add_relu_pool": OpDefinition(
+        "Tensor a, Tensor? b, bool relu", "(Tensor y, Tensor pooled)", _fake_add_relu_pool
+    ),
+    "add_relu_pool_": OpDefinition("Tensor(a!) a, Tensor? b, bool relu", "Tensor", _fake_add_relu_pool_),
+    # tail_: gather + narrowed conv block + scale + add, in place; with select_channels it makes a mod_block_.
+    "tail_": OpDefinition(f"Tensor(a!) x, Tensor scores, Tensor index, {CONV}", "()", _fake_in_place),
+    "mod_block": OpDefinition(
+        f"Tensor x, {SELECTOR}, {CONV}",
+        "(Tensor y, Tensor scores, Tensor index, Tensor logits)",
+        _fake_mod_block,
+    ),
+    "mod_block_": OpDefinition(
+        f"Tensor(a!) x, {SELECTOR}, {CONV}",
+        "(Tensor scores, Tensor index, Tensor logits)",
+        _fake_mod_block_,
+    ),
+}
+
+
+def define(namespace: str, ops: list[str], workspace: list[str] = ()) -> torch.library.Library:
+    """Define ``ops`` of the table in ``namespace``; those named in ``workspace`` take one at the end.
+
+    Returns the library object: the caller keeps it alive (dropping it undefines the ops) and, for an engine
+    written in Python, registers its kernels on it. A compiled engine registers its own when it is loaded.
+    """
+    library = torch.library.Library(namespace, "DEF")
+    for name in ops:
+        arguments, returns, fake = OPS[name]
+        if name in workspace:
+            arguments += ", Tensor(b!) workspace"
+        library.define(f"{name}({arguments}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+    return library
