@@ -1,0 +1,132 @@
+"""Which engine serves a call: the choice, the override, and the account of both.
+
+``None`` stands for the reference (plain ATen): it serves whatever no engine does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ._engine import Call, Engine, Support
+from .native import CPU
+from .triton import TRITON
+
+__all__ = ["BACKENDS", "Call", "Engine", "Explanation", "Support", "choose", "engines", "explain", "use_backend"]
+
+_ENGINES: dict[str, Engine] = {CPU.name: CPU, TRITON.name: TRITON}
+# Engines asked in turn when nobody named one. Triton on a CPU is the interpreter: only by name.
+_AUTO = {"cpu": (CPU,), "cuda": (TRITON,)}
+_PLANNED = {"cuda": "the CUDA C++ engine is not part of this version"}
+BACKENDS = ("auto", "reference", *_ENGINES, *_PLANNED)
+
+# Process-wide, like torch.backends' flags; None: not asked for in code, the environment decides.
+_requested: str | None = None
+# Choices already made. Calls that differ only in batch and spatial size share an entry.
+_choices: dict[tuple[str, Call], Engine | None] = {}
+
+
+def _named(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name
+
+
+def requested() -> str:
+    """The backend asked for: by :func:`use_backend`, else by MOD_KERNELS_BACKEND, else ``"auto"``."""
+    if _requested is not None:
+        return _requested
+    return _named(os.environ.get("MOD_KERNELS_BACKEND") or "auto", "MOD_KERNELS_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops inside the ``with`` on one backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"auto"``.
+
+    Process-wide, not per thread. A backend that can't serve a call raises at that call, with the reason;
+    ``"auto"`` takes the best that can, and the reference where none can.
+
+    Raises:
+        ValueError: the name is not a backend's.
+    """
+    global _requested
+    before, _requested = _requested, _named(name, "backend")
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def choose(call: Call) -> Engine | None:
+    """The engine that serves ``call``, or None for the reference.
+
+    Raises:
+        RuntimeError: a backend was asked for by name and can't serve; says why.
+    """
+    key = (_requested or requested(), call)
+    try:
+        return _choices[key]
+    except KeyError:
+        engine = _choices[key] = _decide(*key)
+        return engine
+
+
+def _decide(name: str, call: Call) -> Engine | None:
+    if name == "reference":
+        return None
+    if name == "auto":
+        return next((engine for engine in _AUTO.get(call.device, ()) if engine.supports(call).ok), None)
+    reason = _PLANNED.get(name) or _ENGINES[name].supports(call).reason
+    if reason:
+        raise RuntimeError(f"backend {name!r} can't serve {call.op}: {reason}")
+    return _ENGINES[name]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would serve a call, and why the others would not.
+
+    Attributes:
+        op: the op.
+        backend: the backend that serves it, or None if the one asked for by name can't.
+        reasons: for every other backend, why it does not.
+        copies: what is copied before the engine runs, or "" for nothing.
+    """
+
+    op: str
+    backend: str | None
+    reasons: dict[str, str]
+    copies: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: served by {self.backend or 'nothing: it raises'}"]
+        lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
+        if self.copies:
+            lines.append(f"  copied first: {self.copies}")
+        return "\n".join(lines)
+
+
+def explain(call: Call, copies: str = "") -> Explanation:
+    """Account for the choice :func:`choose` makes for ``call``."""
+    name = requested()
+    answers = {engine: _ENGINES[engine].supports(call) for engine in _ENGINES}
+    reasons = {engine: answer.reason for engine, answer in answers.items() if not answer.ok} | _PLANNED
+    try:
+        engine = choose(call)
+    except RuntimeError:
+        return Explanation(call.op, None, reasons, copies)
+    backend = "reference" if engine is None else engine.name
+    for other in (*_ENGINES, "reference"):
+        if other != backend and other not in reasons:
+            asked = f"{name!r} was asked for" if name != "auto" else f"{backend!r} comes first on {call.device}"
+            reasons[other] = asked
+    return Explanation(call.op, backend, reasons, copies)
+
+
+def engines() -> dict[str, dict[str, str]]:
+    """For ``info``: what each engine says of itself."""
+    return {name: engine.describe() for name, engine in _ENGINES.items()} | {
+        name: {"status": reason} for name, reason in _PLANNED.items()
+    }

@@ -1,0 +1,97 @@
+"""MoDSpec: all that the fused block needs beside x, as plain tensors; and the kinds of conv block there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+POSITIONS = ("first", "last", "original")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _bottleneck_shapes(weights: tuple[Tensor, ...], k: int) -> list[tuple[int, ...]]:
+    mid = weights[0].shape[0]
+    return [(mid, k, 1, 1), (mid, mid, 3, 3), (k, mid, 1, 1)]
+
+
+def _basic_shapes(weights: tuple[Tensor, ...], k: int) -> list[tuple[int, ...]]:
+    return [(k, k, 3, 3), (k, k, 3, 3)]
+
+
+# kind -> the OIHW shapes its weights must have. Stride 1, zero padding (kernel - 1) / 2, ReLU between.
+CONV_KINDS: dict[str, Callable[[tuple[Tensor, ...], int], list[tuple[int, ...]]]] = {
+    "bottleneck": _bottleneck_shapes,
+    "basic": _basic_shapes,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class MoDSpec:
+    """One MoD block for inference: selector weights, the narrowed conv block with its BN folded, k, position.
+
+    Args:
+        fc1_weight: (R, C), selector's first layer.
+        fc2_weight: (C, R), its second.
+        k: number of channels processed, 1 <= k <= C.
+        kind: ``"bottleneck"`` (1x1, 3x3, 1x1) or ``"basic"`` (3x3, 3x3).
+        conv_weights: OIHW, in the order they run.
+        conv_biases: (O,) each, one per weight (a folded BN always leaves one).
+        fc1_bias, fc2_bias: (R,) and (C,), or None (the paper has none).
+        position: where the result is added: ``"first"`` k channels (the paper), ``"last"`` k, ``"original"``.
+        final_relu: a ReLU after the last convolution.
+
+    All on one device. dtypes are checked against x when the block runs: x's own or float32.
+
+    Raises:
+        ValueError, TypeError: a shape, dtype, device, kind or position that does not fit, named.
+    """
+
+    fc1_weight: Tensor
+    fc2_weight: Tensor
+    k: int
+    kind: str
+    conv_weights: tuple[Tensor, ...]
+    conv_biases: tuple[Tensor, ...]
+    fc1_bias: Tensor | None = None
+    fc2_bias: Tensor | None = None
+    position: str = "first"
+    final_relu: bool = False
+    channels: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        from . import _checks  # _checks reads the tables above
+
+        object.__setattr__(self, "conv_weights", tuple(self.conv_weights))
+        object.__setattr__(self, "conv_biases", tuple(self.conv_biases))
+        _checks.spec(self)
+        object.__setattr__(self, "channels", self.fc1_weight.shape[1])
+        # Engines read dense OIHW; a model in channels_last carries its conv weights in that format.
+        for name in ("fc1_weight", "fc2_weight", "fc1_bias", "fc2_bias"):
+            tensor = getattr(self, name)
+            object.__setattr__(self, name, tensor if tensor is None else tensor.contiguous())
+        for name in ("conv_weights", "conv_biases"):
+            object.__setattr__(self, name, tuple(tensor.contiguous() for tensor in getattr(self, name)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the spec, biases that are None left out."""
+        optional = (self.fc1_bias, self.fc2_bias)
+        selector = [self.fc1_weight, self.fc2_weight, *(bias for bias in optional if bias is not None)]
+        return [*selector, *self.conv_weights, *self.conv_biases]
+
+    @cached_property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """The dtypes among the spec's tensors."""
+        return frozenset(tensor.dtype for tensor in self.tensors)
+
+    @cached_property
+    def _selector_arguments(self) -> tuple:
+        return self.fc1_weight, self.fc2_weight, self.fc1_bias, self.fc2_bias
+
+    @cached_property
+    def _conv_arguments(self) -> tuple:
+        return list(self.conv_weights), list(self.conv_biases), self.kind, self.final_relu, self.position
