@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+
 from ._engine import Call, Engine, Support
 from .native import CPU
 from .triton import TRITON
@@ -22,23 +24,10 @@ _AUTO = {"cpu": (CPU,), "cuda": (TRITON,)}
 _PLANNED = {"cuda": "the CUDA C++ engine is not part of this version"}
 BACKENDS = ("auto", "reference", *_ENGINES, *_PLANNED)
 
-# Process-wide, like torch.backends' flags; None: not asked for in code, the environment decides.
-_requested: str | None = None
+# Process-wide, like torch.backends' flags; a wrong name in the environment is refused at the first op.
+_requested = os.environ.get("MOD_KERNELS_BACKEND") or "auto"
 # Choices already made. Calls that differ only in batch and spatial size share an entry.
 _choices: dict[tuple[str, Call], Engine | None] = {}
-
-
-def _named(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-    return name
-
-
-def requested() -> str:
-    """The backend asked for: by :func:`use_backend`, else by MOD_KERNELS_BACKEND, else ``"auto"``."""
-    if _requested is not None:
-        return _requested
-    return _named(os.environ.get("MOD_KERNELS_BACKEND") or "auto", "MOD_KERNELS_BACKEND")
 
 
 @contextmanager
@@ -52,7 +41,9 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: the name is not a backend's.
     """
     global _requested
-    before, _requested = _requested, _named(name, "backend")
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    before, _requested = _requested, name
     try:
         yield
     finally:
@@ -64,8 +55,11 @@ def choose(call: Call) -> Engine | None:
 
     Raises:
         RuntimeError: a backend was asked for by name and can't serve; says why.
+        ValueError: MOD_KERNELS_BACKEND names no backend.
     """
-    key = (_requested or requested(), call)
+    if torch.compiler.is_compiling():  # traced once: nothing to remember, and no global to write to
+        return _decide(_requested, call)
+    key = (_requested, call)
     try:
         return _choices[key]
     except KeyError:
@@ -74,6 +68,8 @@ def choose(call: Call) -> Engine | None:
 
 
 def _decide(name: str, call: Call) -> Engine | None:
+    if name not in BACKENDS:
+        raise ValueError(f"MOD_KERNELS_BACKEND must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     if name == "reference":
         return None
     if name == "auto":
@@ -110,7 +106,6 @@ class Explanation:
 
 def explain(call: Call, copies: str = "") -> Explanation:
     """Account for the choice :func:`choose` makes for ``call``."""
-    name = requested()
     answers = {engine: _ENGINES[engine].supports(call) for engine in _ENGINES}
     reasons = {engine: answer.reason for engine, answer in answers.items() if not answer.ok} | _PLANNED
     try:
@@ -120,7 +115,7 @@ def explain(call: Call, copies: str = "") -> Explanation:
     backend = "reference" if engine is None else engine.name
     for other in (*_ENGINES, "reference"):
         if other != backend and other not in reasons:
-            asked = f"{name!r} was asked for" if name != "auto" else f"{backend!r} comes first on {call.device}"
+            asked = f"{_requested!r} was asked for" if _requested != "auto" else f"{backend!r} comes first on {call.device}"
             reasons[other] = asked
     return Explanation(call.op, backend, reasons, copies)
 

@@ -1,0 +1,417 @@
+"""The public ops. Each checks its arguments, asks which engine serves the call, and enters autograd if needed.
+
+Shapes and dtypes, throughout: ``x`` (N, C, H, W) in float16, bfloat16, float32 or float64, NCHW or channels_last
+(any other layout is copied once out of place, and refused in place); R is the selector's hidden width and k the
+number of channels processed, 1 <= k <= C. Sums, logits and scores are float32, float64 for float64. What each op
+computes is written out in :mod:`mod_kernels.reference`; the source is arXiv 2409.17016, section 3.
+
+Wrong arguments raise before anything is written: TypeError for a type or dtype, ValueError for a shape, a device
+or a value, RuntimeError for an index out of range (on a CPU) and for gradients where there can be none.
+While exporting (``torch.export``) the ops become plain ATen (:mod:`mod_kernels.plain`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from . import _autograd, _checks, backends, plain, reference
+from ._layout import NCHW, OTHER, layout_of, memory_format_of
+from .backends import Call, Explanation, choose
+from .spec import MoDSpec
+
+__all__ = [
+    "MoDSpec",
+    "add_relu_pool",
+    "add_relu_pool_",
+    "explain",
+    "fuse_channels",
+    "fuse_channels_",
+    "gather_channels",
+    "mod_block",
+    "mod_block_",
+    "select_channels",
+]
+
+
+# ---- select
+
+
+def _select_call(x, fc1_weight, fc2_weight, k, fc1_bias=None, fc2_bias=None, pooled=None) -> Call:
+    _checks.feature_map("x", x)
+    channels = x.shape[1]
+    _checks.k_channels(k, channels)
+    _checks.selector(fc1_weight, fc2_weight, fc1_bias, fc2_bias, channels)
+    _checks.like(x, "fc1_weight", fc1_weight)
+    _checks.like(x, "fc2_weight", fc2_weight)
+    _checks.like(x, "fc1_bias", fc1_bias)
+    _checks.like(x, "fc2_bias", fc2_bias)
+    if pooled is not None:
+        _checks.pooled_vector(x, pooled)
+    layout = layout_of(x) if pooled is None else NCHW  # with pooled given x is not read
+    return Call(
+        "select_channels", x.device.type, x.dtype, layout, channels, k, weight_dtype=fc1_weight.dtype
+    )
+
+
+def select_channels(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc2_weight: Tensor,
+    k: int,
+    fc1_bias: Tensor | None = None,
+    fc2_bias: Tensor | None = None,
+    pooled: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Score the channels of x and take the k best of each sample.
+
+    ``logits = relu(pooled @ fc1_weight.T + fc1_bias) @ fc2_weight.T + fc2_bias``; the k largest per sample,
+    descending, ties to the lower channel, NaN first; ``scores = sigmoid(logits)`` of those.
+
+    Args:
+        x: (N, C, H, W).
+        fc1_weight: (R, C), of x's dtype or float32, like the other parameters.
+        fc2_weight: (C, R).
+        k: channels to select, 1 <= k <= C.
+        fc1_bias: (R,) or None.
+        fc2_bias: (C,) or None.
+        pooled: ``x.mean((2, 3))``, (N, C) float32 (float64 for float64 x); x is then not read.
+
+    Returns:
+        scores (N, k), float32 (float64 for float64 x), and index (N, k) int64, without repeats in a row.
+
+    Gradients reach x (or pooled) and the parameters through scores.
+    """
+    call = _select_call(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
+    if torch.compiler.is_exporting():
+        return plain.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
+    engine = choose(_dense_call(call))
+    if engine is None:
+        return reference.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
+    op = engine.ops["select_channels"]
+    arguments = (
+        _dense(x, call),
+        fc1_weight.contiguous(),
+        fc2_weight.contiguous(),
+        fc1_bias if fc1_bias is None else fc1_bias.contiguous(),
+        fc2_bias if fc2_bias is None else fc2_bias.contiguous(),
+        pooled if pooled is None else pooled.contiguous(),
+        k,
+    )
+    if _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
+        return _autograd.SelectChannels.apply(op, *arguments)
+    scores, index, *_ = op(*arguments)
+    return scores, index
+
+
+# ---- gather
+
+
+def _gather_call(x, index) -> Call:
+    _checks.feature_map("x", x)
+    _checks.channel_index(x, index)
+    return Call("gather_channels", x.device.type, x.dtype, layout_of(x), x.shape[1], index.shape[1])
+
+
+def gather_channels(x: Tensor, index: Tensor) -> Tensor:
+    """``out[n, j] = x[n, index[n, j]]``.
+
+    Args:
+        x: (N, C, H, W).
+        index: (N, k) int64, 0 <= index < C; out of range raises RuntimeError on a CPU, and is masked and
+            device-asserted on a GPU.
+
+    Returns:
+        (N, k, H, W) of x's dtype, in x's layout.
+    """
+    call = _gather_call(x, index)
+    if torch.compiler.is_exporting():
+        return plain.gather_channels(x, index)
+    engine = choose(_dense_call(call))
+    if engine is None:
+        _checks.index_in_range(index, x.shape[1])
+        return reference.gather_channels(x, index)
+    op, x, index = engine.ops["gather_channels"], _dense(x, call), index.contiguous()
+    return _autograd.GatherChannels.apply(op, x, index) if _autograd.needed(x) else op(x, index)
+
+
+# ---- fuse
+
+
+def _fuse_call(x, z, scores, index=None, position="first", op="fuse_channels") -> Call:
+    _checks.feature_map("x", x)
+    _checks.fusion(x, z, scores, index, position)
+    return Call(op, x.device.type, x.dtype, layout_of(x), x.shape[1], z.shape[1], position=position)
+
+
+def _fuse_call_(x, z, scores, index=None, position="first") -> Call:
+    call = _fuse_call(x, z, scores, index, position, "fuse_channels_")
+    _checks.writable("x", x)
+    _checks.apart(x, z)
+    return call
+
+
+def fuse_channels(
+    x: Tensor, z: Tensor, scores: Tensor, index: Tensor | None = None, position: str = "first"
+) -> Tensor:
+    """``y = x``, then ``y[:, P] += scores[:, :, None, None] * z``, in one pass, rounded once.
+
+    Args:
+        x: (N, C, H, W).
+        z: (N, k, H, W) of x's dtype (under autocast it is cast to it).
+        scores: (N, k) float32 (float64 for float64 x).
+        index: (N, k) int64, used where position is ``"original"`` (repeats add up).
+        position: P: ``"first"`` k channels (the paper), ``"last"`` k, or ``"original"``, the channels of
+            index (the paper's ablation).
+
+    Returns:
+        y (N, C, H, W) in x's layout; the channels outside P bit for bit those of x.
+    """
+    z = _autocast(x, z)
+    call = _fuse_call(x, z, scores, index, position)
+    if torch.compiler.is_exporting():
+        return plain.fuse_channels(x, z, scores, index, position, ending="cat")
+    engine = choose(_dense_call(call))
+    if engine is None:
+        return reference.fuse_channels(x, z, scores, _validated(x, index, position), position)
+    arguments = (_dense(x, call), *_fuse_arguments(z, scores, index), position)
+    op = engine.ops["fuse_channels"]
+    return _autograd.FuseChannels.apply(op, *arguments) if _autograd.needed(x, z, scores) else op(*arguments)
+
+
+def fuse_channels_(
+    x: Tensor, z: Tensor, scores: Tensor, index: Tensor | None = None, position: str = "first"
+) -> Tensor:
+    """:func:`fuse_channels` written into x, which is returned; no copy of x is made.
+
+    Raises:
+        ValueError: besides the above, x is not dense (NCHW or channels_last, whole or batch-sliced), or z shares
+            its memory.
+        RuntimeError: x is a leaf that requires grad.
+    """
+    z = _autocast(x, z)
+    call = _fuse_call_(x, z, scores, index, position)
+    grad = _autograd.needed(x, z, scores)
+    if grad and torch.compiler.is_compiling():
+        # A write marked inside a traced autograd.Function gives wrong gradients where x is a graph input
+        # read before it (torch 2.14): out of place, and an ordinary copy that functionalization understands.
+        return x.copy_(fuse_channels(x, z, scores, index, position))
+    engine = choose(call)
+    if engine is None:
+        return reference.fuse_channels_(x, z, scores, _validated(x, index, position), position)
+    op, arguments = engine.ops["fuse_channels_"], (x, *_fuse_arguments(z, scores, index), position)
+    if grad:
+        return _autograd.FuseChannels_.apply(op, *arguments)
+    op(*arguments)
+    return _written(x)
+
+
+def _fuse_arguments(z: Tensor, scores: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    if layout_of(z) == OTHER:
+        z = z.contiguous()
+    return z, scores.contiguous(), index if index is None else index.contiguous()
+
+
+def _validated(x: Tensor, index: Tensor | None, position: str) -> Tensor | None:
+    if position == "original":
+        _checks.index_in_range(index, x.shape[1])
+    return index
+
+
+# ---- the ending of the block before
+
+
+def _add_relu_pool_call(a, b=None, relu=True, op="add_relu_pool") -> Call:
+    _checks.feature_map("a", a)
+    _checks.residual(a, b)
+    return Call(op, a.device.type, a.dtype, layout_of(a), a.shape[1], 0)
+
+
+def _add_relu_pool_call_(a, b=None, relu=True) -> Call:
+    call = _add_relu_pool_call(a, b, relu, "add_relu_pool_")
+    _checks.writable("a", a)
+    return call
+
+
+def add_relu_pool(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tuple[Tensor, Tensor]:
+    """``y = relu(a + b)`` and ``pooled = y.mean((2, 3))`` of what was written, in one pass.
+
+    Args:
+        a: (N, C, H, W).
+        b: like a, or None for no addition.
+        relu: whether to apply the ReLU.
+
+    Returns:
+        y (N, C, H, W) in a's layout, and pooled (N, C) float32 (float64 for float64): what
+        :func:`select_channels` and :func:`mod_block` take as ``pooled``.
+    """
+    call = _add_relu_pool_call(a, b, relu)
+    if torch.compiler.is_exporting():
+        return reference.add_relu_pool(a, b, relu)
+    engine = choose(_dense_call(call))
+    if engine is None:
+        return reference.add_relu_pool(a, b, relu)
+    a = _dense(a, call)
+    op, arguments = engine.ops["add_relu_pool"], (a, _in_layout_of(a, b), relu)
+    return _autograd.AddReluPool.apply(op, *arguments) if _autograd.needed(a, b) else op(*arguments)
+
+
+def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tuple[Tensor, Tensor]:
+    """:func:`add_relu_pool` written into a; returns ``(a, pooled)``.
+
+    Raises:
+        ValueError: besides the above, a is not dense (NCHW or channels_last, whole or batch-sliced).
+        RuntimeError: a is a leaf that requires grad.
+    """
+    call = _add_relu_pool_call_(a, b, relu)
+    grad = _autograd.needed(a, b)
+    if grad and torch.compiler.is_compiling():  # as in fuse_channels_
+        y, pooled = add_relu_pool(a, b, relu)
+        return a.copy_(y), pooled
+    engine = choose(call)
+    if engine is None:
+        return reference.add_relu_pool_(a, b, relu)
+    op, arguments = engine.ops["add_relu_pool_"], (a, _in_layout_of(a, b), relu)
+    if grad:
+        return _autograd.AddReluPool_.apply(op, *arguments)
+    pooled = op(*arguments)
+    return _written(a), pooled
+
+
+def _in_layout_of(a: Tensor, b: Tensor | None) -> Tensor | None:
+    """b as the kernels read it: in a's layout (it usually is)."""
+    if b is None or layout_of(b) == layout_of(a):
+        return b
+    return b.contiguous(memory_format=memory_format_of(a))
+
+
+# ---- the whole block
+
+
+def _block_call(x, spec, pooled=None, op="mod_block") -> Call:
+    _checks.block(x, spec, pooled)
+    if torch.is_grad_enabled():
+        for tensor in (x, pooled, *spec.tensors):
+            if tensor is not None and tensor.requires_grad:
+                raise RuntimeError(
+                    f"{op} has no gradients: run it under torch.no_grad() or torch.inference_mode(), "
+                    "or train with select_channels, gather_channels and fuse_channels (MoDBlock does)"
+                )
+    return Call(
+        op,
+        x.device.type,
+        x.dtype,
+        layout_of(x),
+        spec.channels,
+        spec.k,
+        spec.kind,
+        spec.position,
+        spec.fc1_weight.dtype,
+    )
+
+
+def _block_call_(x, spec, pooled=None) -> Call:
+    call = _block_call(x, spec, pooled, "mod_block_")
+    _checks.writable("x", x)
+    return call
+
+
+def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
+    """The whole block for inference: select, gather, narrowed conv block, scale, fuse.
+
+    Args:
+        x: (N, C, H, W).
+        spec: weights, k and position; its tensors are of x's dtype or float32.
+        pooled: ``x.mean((2, 3))``, (N, C) float32 (float64 for float64 x); saves the pass that pools.
+
+    Returns:
+        y (N, C, H, W) in x's layout; pooling and copying are one pass over x.
+
+    Raises:
+        RuntimeError: a gradient would be needed; this op has none.
+    """
+    call = _block_call(x, spec, pooled)
+    if torch.compiler.is_exporting():
+        return reference.mod_block(x, spec, pooled)
+    engine = choose(_dense_call(call))
+    if engine is None:
+        return reference.mod_block(x, spec, pooled)
+    return engine.ops["mod_block"](_dense(x, call), *_block_arguments(spec, pooled))[0]
+
+
+def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
+    """:func:`mod_block` written into x, which is returned; no copy of x is made.
+
+    Raises:
+        ValueError: besides the above, x is not dense (NCHW or channels_last, whole or batch-sliced).
+    """
+    call = _block_call_(x, spec, pooled)
+    engine = choose(call)
+    if engine is None:
+        return reference.mod_block_(x, spec, pooled)
+    engine.ops["mod_block_"](x, *_block_arguments(spec, pooled))
+    return _written(x)
+
+
+def _block_arguments(spec: MoDSpec, pooled: Tensor | None) -> tuple[Any, ...]:
+    pooled = pooled if pooled is None else pooled.contiguous()
+    return (*spec._selector_arguments, pooled, spec.k, *spec._conv_arguments)
+
+
+# ---- shared
+
+
+def _dense_call(call: Call) -> Call:
+    """The call as the engine gets it: an odd layout has been copied into NCHW by then."""
+    return call if call.layout != OTHER else call._replace(layout=NCHW)
+
+
+def _dense(x: Tensor, call: Call) -> Tensor:
+    return x if call.layout != OTHER else x.contiguous()
+
+
+def _autocast(x: Tensor, z: Tensor) -> Tensor:
+    """Under autocast the conv block's output may be narrower than x: z follows x."""
+    if torch.is_autocast_enabled(x.device.type) and z.dtype != x.dtype:
+        return z.to(x.dtype)
+    return z
+
+
+def _written(x: Tensor) -> Tensor:
+    """Tell autograd of a raw op's write (compiled graphs know from the schema; inference tensors don't count)."""
+    if not torch.compiler.is_compiling() and not x.is_inference():
+        increment_version(x)
+    return x
+
+
+_CALLS = {
+    "select_channels": _select_call,
+    "gather_channels": _gather_call,
+    "fuse_channels": _fuse_call,
+    "fuse_channels_": _fuse_call_,
+    "add_relu_pool": _add_relu_pool_call,
+    "add_relu_pool_": _add_relu_pool_call_,
+    "mod_block": _block_call,
+    "mod_block_": _block_call_,
+}
+
+
+def explain(op: Any, *args: Any, **kwargs: Any) -> Explanation:
+    """Say which backend would serve a call, and why the others would not; nothing is run.
+
+    Args:
+        op: one of the ops of this module, or its name.
+        *args, **kwargs: the op's arguments; they are checked as the op would check them.
+
+    Raises:
+        ValueError: no such op; and whatever the op's own checks raise.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in _CALLS:
+        raise ValueError(f"op must be one of {', '.join(_CALLS)}, got {name!r}")
+    call = _CALLS[name](*args, **kwargs)
+    copies = "x, into NCHW: its layout is neither NCHW nor channels_last" if call.layout == OTHER else ""
+    return backends.explain(_dense_call(call), copies)
