@@ -12,6 +12,7 @@ While exporting (``torch.export``) the ops become plain ATen (:mod:`mod_kernels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -335,7 +336,10 @@ def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
     """
     call = _block_call(x, spec, pooled)
     if torch.compiler.is_exporting():
-        return reference.mod_block(x, spec, pooled)
+        selector = (spec.fc1_weight, spec.fc2_weight, spec.k)
+        conv = partial(reference.narrow_conv_block, spec=spec)
+        biases = (spec.fc1_bias, spec.fc2_bias)
+        return plain.mod_block(x, *selector, conv, *biases, pooled, spec.position, ending="cat")
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.mod_block(x, spec, pooled)
