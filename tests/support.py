@@ -1,0 +1,68 @@
+"""Inputs the tests share: specs with random weights, feature maps in every layout, a float64 twin of a spec."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from mod_kernels import MoDSpec
+
+LAYOUTS = ("nchw", "channels_last", "nchw_sliced", "channels_last_sliced")
+
+
+def feature_map(shape, dtype=torch.float32, layout="nchw", device="cpu"):
+    """Random (N, C, H, W); the sliced layouts are every second sample of a larger batch."""
+    n, *rest = shape
+    x = torch.randn((2 * n if layout.endswith("sliced") else n, *rest), dtype=torch.float64, device=device)
+    x = x.to(dtype)
+    if layout.startswith("channels_last"):
+        x = x.to(memory_format=torch.channels_last)
+    return x[::2] if layout.endswith("sliced") else x
+
+
+def make_spec(channels, k, kind="bottleneck", dtype=torch.float32, hidden=None, device="cpu", **fields):
+    """A MoDSpec with random weights, scaled so that activations stay near 1; ``bias=True`` gives the selector one."""
+    hidden = hidden or max(1, channels // 16)
+    mid = max(1, k // 4)
+    shapes = {"bottleneck": [(mid, k, 1, 1), (mid, mid, 3, 3), (k, mid, 1, 1)], "basic": [(k, k, 3, 3)] * 2}[kind]
+
+    def random(*shape):
+        fan_in = max(1, int(torch.tensor(shape[1:]).prod()))
+        return (torch.randn(shape, dtype=torch.float64, device=device) / fan_in**0.5).to(dtype)
+
+    if fields.pop("bias", False):
+        fields |= {"fc1_bias": random(hidden), "fc2_bias": random(channels)}
+    return MoDSpec(
+        # Pooled values are of the order (H W)^-1/2: scaled up, so that logits spread and sigmoids matter.
+        fc1_weight=random(hidden, channels) * 8,
+        fc2_weight=random(channels, hidden),
+        k=k,
+        kind=kind,
+        conv_weights=[random(*shape) for shape in shapes],
+        conv_biases=[random(shape[0]) for shape in shapes],
+        **fields,
+    )
+
+
+def selector_of(spec):
+    """The selector's arguments of select_channels, as keywords."""
+    return {name: getattr(spec, name) for name in ("fc1_weight", "fc2_weight", "k", "fc1_bias", "fc2_bias")}
+
+
+def double(spec):
+    """The same spec in float64: the oracle's."""
+
+    def cast(value):
+        if isinstance(value, torch.Tensor):
+            return value.double()
+        return tuple(map(cast, value)) if isinstance(value, tuple) else value
+
+    fields = {f.name: cast(getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.init}
+    return MoDSpec(**fields)
+
+
+def relative_error(got, expected):
+    """Norm of the difference over the norm of what was expected, in float64."""
+    expected = expected.double()
+    return ((got.double() - expected).norm() / expected.norm().clamp_min(1e-300)).item()
