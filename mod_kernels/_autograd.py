@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ._layout import memory_format_of
 
@@ -27,6 +26,9 @@ class SelectChannels(Function):
     ``dlogits[n, index[n, j]] = ds * s * (1 - s)``, zero elsewhere; ``dW2 = dlogits' hidden``;
     ``dhidden = dlogits W2`` where ``hidden > 0``; ``dW1 = dhidden' pooled``; ``dpooled = dhidden W1``;
     ``dx = dpooled / (H W)`` spread over each plane.
+
+    hidden and pooled are outputs too, beside the public scores and index: the backward is then a function of
+    inputs and outputs alone, and a second derivative through it is right.
     """
 
     @staticmethod
@@ -38,35 +40,37 @@ class SelectChannels(Function):
         ctx.x_shape, ctx.x_dtype, ctx.pooled_given = x.shape, x.dtype, pooled is not None
         ctx.bias_dtypes = [None if bias is None else bias.dtype for bias in (fc1_bias, fc2_bias)]
         ctx.mark_non_differentiable(index)
-        return scores, index
+        ctx.set_materialize_grads(False)
+        return scores, index, hidden, pooled_out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dscores, _):
+    def backward(ctx, dscores, _, dhidden, dpooled):
         scores, index, hidden, pooled, fc1_weight, fc2_weight = ctx.saved_tensors
         _, x_needed, fc1_needed, fc2_needed, b1_needed, b2_needed, pooled_needed, _ = ctx.needs_input_grad
-        dx = dfc1 = dfc2 = db1 = db2 = dpooled = None
+        below_fc2 = x_needed or pooled_needed or fc1_needed or b1_needed
+        dx = dfc1 = dfc2 = db1 = db2 = None
         with torch.autocast(scores.device.type, enabled=False):
-            at_selected = dscores * scores * (1 - scores)
-            dlogits = scores.new_zeros(pooled.shape).scatter(1, index, at_selected)
-            if fc2_needed:
-                dfc2 = (dlogits.t() @ hidden).to(fc2_weight.dtype)
-            if b2_needed:
-                db2 = dlogits.sum(0).to(ctx.bias_dtypes[1])
-            if x_needed or fc1_needed or b1_needed or pooled_needed:
-                dhidden = dlogits @ fc2_weight.to(scores.dtype)
+            if dscores is not None:
+                dlogits = scores.new_zeros(pooled.shape).scatter(1, index, dscores * scores * (1 - scores))
+                dfc2 = (dlogits.t() @ hidden).to(fc2_weight.dtype) if fc2_needed else None
+                db2 = dlogits.sum(0).to(ctx.bias_dtypes[1]) if b2_needed else None
+                if below_fc2:
+                    dhidden = _sum(dhidden, dlogits @ fc2_weight.to(scores.dtype))
+            if dhidden is not None and below_fc2:
                 # As torch's ReLU: a NaN is not <= 0, so its gradient passes.
                 dhidden = dhidden.masked_fill(hidden <= 0, 0)
-                if fc1_needed:
-                    dfc1 = (dhidden.t() @ pooled).to(fc1_weight.dtype)
-                if b1_needed:
-                    db1 = dhidden.sum(0).to(ctx.bias_dtypes[0])
+                dfc1 = (dhidden.t() @ pooled).to(fc1_weight.dtype) if fc1_needed else None
+                db1 = dhidden.sum(0).to(ctx.bias_dtypes[0]) if b1_needed else None
                 if x_needed or pooled_needed:
-                    dpooled = dhidden @ fc1_weight.to(scores.dtype)
-        if x_needed and not ctx.pooled_given:
+                    dpooled = _sum(None if ctx.pooled_given else dpooled, dhidden @ fc1_weight.to(scores.dtype))
+        if dpooled is not None and x_needed and not ctx.pooled_given:
             _, _, h, w = ctx.x_shape
             dx = (dpooled / (h * w)).to(ctx.x_dtype)[:, :, None, None].expand(ctx.x_shape)
         return None, dx, dfc1, dfc2, db1, db2, dpooled if pooled_needed else None, None
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
 
 
 class GatherChannels(Function):

@@ -53,9 +53,7 @@ def _select_call(x, fc1_weight, fc2_weight, k, fc1_bias=None, fc2_bias=None, poo
     if pooled is not None:
         _checks.pooled_vector(x, pooled)
     layout = layout_of(x) if pooled is None else NCHW  # with pooled given x is not read
-    return Call(
-        "select_channels", x.device.type, x.dtype, layout, channels, k, weight_dtype=fc1_weight.dtype
-    )
+    return Call("select_channels", x.device.type, x.dtype, layout, channels, k, weight_dtype=fc1_weight.dtype)
 
 
 def select_channels(
@@ -103,7 +101,8 @@ def select_channels(
         k,
     )
     if _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
-        return _autograd.SelectChannels.apply(op, *arguments)
+        scores, index, *_ = _autograd.SelectChannels.apply(op, *arguments)
+        return scores, index
     scores, index, *_ = op(*arguments)
     return scores, index
 
@@ -150,7 +149,7 @@ def _fuse_call(x, z, scores, index=None, position="first", op="fuse_channels") -
 
 def _fuse_call_(x, z, scores, index=None, position="first") -> Call:
     call = _fuse_call(x, z, scores, index, position, "fuse_channels_")
-    _checks.writable("x", x)
+    _checks.writable("x", x, call.layout)
     _checks.apart(x, z)
     return call
 
@@ -233,7 +232,7 @@ def _add_relu_pool_call(a, b=None, relu=True, op="add_relu_pool") -> Call:
 
 def _add_relu_pool_call_(a, b=None, relu=True) -> Call:
     call = _add_relu_pool_call(a, b, relu, "add_relu_pool_")
-    _checks.writable("a", a)
+    _checks.writable("a", a, call.layout)
     return call
 
 
@@ -316,7 +315,7 @@ def _block_call(x, spec, pooled=None, op="mod_block") -> Call:
 
 def _block_call_(x, spec, pooled=None) -> Call:
     call = _block_call(x, spec, pooled, "mod_block_")
-    _checks.writable("x", x)
+    _checks.writable("x", x, call.layout)
     return call
 
 
