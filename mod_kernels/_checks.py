@@ -6,19 +6,12 @@ the engines' to check, since looking at them would synchronise a GPU.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from ._layout import OTHER, layout_of
+from ._layout import OTHER
 from ._library import accumulation_dtype
-
-if TYPE_CHECKING:
-    from .spec import MoDSpec
-
-POSITIONS = ("first", "last", "original")
-_FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+from .spec import CONV_KINDS, DTYPES, POSITIONS, MoDSpec
 
 
 def feature_map(name: str, x: Tensor) -> None:
@@ -27,7 +20,7 @@ def feature_map(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"{name} must have 4 dimensions (N, C, H, W), got shape {_shape(x)}")
-    if x.dtype not in _FLOATING:
+    if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     _, c, h, w = x.shape
     if c < 1 or h < 1 or w < 1:
@@ -87,8 +80,12 @@ def channel_index(x: Tensor, index: Tensor) -> None:
 
 
 def index_in_range(index: Tensor, channels: int) -> None:
-    """The range check of the reference on a CPU (engines make their own): raises RuntimeError as they do."""
-    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling():
+    """The range check of the reference: RuntimeError on a CPU, a device-side assertion where looking would wait."""
+    if index.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if index.device.type != "cpu":
+        in_range = ((index >= 0) & (index < channels)).all()
+        torch._assert_async(in_range, f"index must be between 0 and C-1={channels - 1}")
         return
     low, high = torch.aminmax(index)
     for value in (int(low), int(high)):
@@ -132,8 +129,6 @@ def residual(a: Tensor, b: Tensor | None) -> None:
 
 def block(x: Tensor, spec: MoDSpec, pooled: Tensor | None) -> None:
     """x against a spec whose own tensors fit each other already."""
-    from .spec import MoDSpec
-
     if not isinstance(spec, MoDSpec):
         raise TypeError(f"spec must be a MoDSpec, got {type(spec).__name__}")
     feature_map("x", x)
@@ -150,8 +145,6 @@ def block(x: Tensor, spec: MoDSpec, pooled: Tensor | None) -> None:
 
 def spec(spec: MoDSpec) -> None:
     """A MoDSpec's own tensors against each other."""
-    from .spec import CONV_KINDS
-
     if not isinstance(spec.fc1_weight, Tensor):
         raise TypeError(f"fc1_weight must be a tensor, got {type(spec.fc1_weight).__name__}")
     if spec.fc1_weight.ndim != 2:
@@ -175,8 +168,9 @@ def spec(spec: MoDSpec) -> None:
             raise ValueError(f"{name} of a {spec.kind!r} must be {len(shapes)} tensors, got {len(tensors)}")
         for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
             _exactly(f"{name}[{i}]", tensor, shape)
-    for tensor in spec.tensors:
-        if tensor.dtype not in _FLOATING:
+    biases = [bias for bias in (spec.fc1_bias, spec.fc2_bias) if bias is not None]
+    for tensor in (spec.fc1_weight, spec.fc2_weight, *biases, *spec.conv_weights, *spec.conv_biases):
+        if tensor.dtype not in DTYPES:
             raise TypeError(f"spec's tensors must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != spec.fc1_weight.device:
             raise ValueError(
@@ -184,9 +178,9 @@ def spec(spec: MoDSpec) -> None:
             )
 
 
-def writable(name: str, x: Tensor) -> None:
+def writable(name: str, x: Tensor, layout: str) -> None:
     """x may be written into: known layout, and no gradient history that the write would break."""
-    if layout_of(x) == OTHER:
+    if layout == OTHER:
         raise ValueError(
             f"{name} must be dense to be written into (contiguous or channels_last, whole or batch-sliced), "
             f"got shape {_shape(x)} with strides {tuple(x.stride())}"

@@ -361,7 +361,7 @@ def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor
 
 def _block_arguments(spec: MoDSpec, pooled: Tensor | None) -> tuple[Any, ...]:
     pooled = pooled if pooled is None else pooled.contiguous()
-    return (*spec._selector_arguments, pooled, spec.k, *spec._conv_arguments)
+    return (*spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
 
 
 # ---- shared

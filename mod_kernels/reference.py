@@ -60,7 +60,8 @@ def select_channels(
 
 def gather_channels(x: Tensor, index: Tensor) -> Tensor:
     """``out[n, j] = x[n, index[n, j]]``: (N, k, H, W) in x's layout."""
-    gathered = x.gather(1, _spread(index, x))
+    # Not torch.gather: its backward keeps x, and x may be written into next (fuse_channels_).
+    gathered = x[torch.arange(x.shape[0], device=x.device)[:, None], index]
     return gathered.contiguous(memory_format=memory_format_of(x))
 
 
@@ -143,7 +144,7 @@ def _branch(x: Tensor, spec: MoDSpec, pooled: Tensor | None) -> tuple[Tensor, Te
 
 
 def _spread(index: Tensor, x: Tensor) -> Tensor:
-    """index (N, k) as (N, k, H, W), for gather and scatter along the channels of x."""
+    """index (N, k) as (N, k, H, W), for a scatter along the channels of x."""
     return index[:, :, None, None].expand(-1, -1, *x.shape[2:])
 
 

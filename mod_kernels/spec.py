@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 
 import torch
 from torch import Tensor
 
 POSITIONS = ("first", "last", "original")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
 def _bottleneck_shapes(weights: tuple[Tensor, ...], k: int) -> list[tuple[int, ...]]:
@@ -60,10 +60,14 @@ class MoDSpec:
     fc2_bias: Tensor | None = None
     position: str = "first"
     final_relu: bool = False
-    channels: int = field(init=False)
+    channels: int = field(init=False, repr=False)
+    tensors: tuple[Tensor, ...] = field(init=False, repr=False)
+    dtypes: frozenset[torch.dtype] = field(init=False, repr=False)
+    selector_arguments: tuple = field(init=False, repr=False)
+    conv_arguments: tuple = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        from . import _checks  # _checks reads the tables above
+        from . import _checks  # not at the top: _checks reads the tables above
 
         object.__setattr__(self, "conv_weights", tuple(self.conv_weights))
         object.__setattr__(self, "conv_biases", tuple(self.conv_biases))
@@ -75,23 +79,12 @@ class MoDSpec:
             object.__setattr__(self, name, tensor if tensor is None else tensor.contiguous())
         for name in ("conv_weights", "conv_biases"):
             object.__setattr__(self, name, tuple(tensor.contiguous() for tensor in getattr(self, name)))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor of the spec, biases that are None left out."""
+        # What the ops need at every call, worked out once.
+        set_derived = partial(object.__setattr__, self)
         optional = (self.fc1_bias, self.fc2_bias)
         selector = [self.fc1_weight, self.fc2_weight, *(bias for bias in optional if bias is not None)]
-        return [*selector, *self.conv_weights, *self.conv_biases]
-
-    @cached_property
-    def dtypes(self) -> frozenset[torch.dtype]:
-        """The dtypes among the spec's tensors."""
-        return frozenset(tensor.dtype for tensor in self.tensors)
-
-    @cached_property
-    def _selector_arguments(self) -> tuple:
-        return self.fc1_weight, self.fc2_weight, self.fc1_bias, self.fc2_bias
-
-    @cached_property
-    def _conv_arguments(self) -> tuple:
-        return list(self.conv_weights), list(self.conv_biases), self.kind, self.final_relu, self.position
+        set_derived("tensors", (*selector, *self.conv_weights, *self.conv_biases))
+        set_derived("dtypes", frozenset(tensor.dtype for tensor in self.tensors))
+        set_derived("selector_arguments", (self.fc1_weight, self.fc2_weight, *optional))
+        conv = (list(self.conv_weights), list(self.conv_biases), self.kind, self.final_relu, self.position)
+        set_derived("conv_arguments", conv)

@@ -15,7 +15,9 @@ _library_object = _library.define("mod_kernels_oracle", list(_library.OPS))
 def _select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
     dtype = _library.accumulation_dtype(x.dtype)
     mean = x.mean((2, 3), dtype=dtype) if pooled is None else pooled
-    hidden = torch.nn.functional.linear(mean, fc1_weight.to(dtype), None if fc1_bias is None else fc1_bias.to(dtype))
+    hidden = torch.nn.functional.linear(
+        mean, fc1_weight.to(dtype), None if fc1_bias is None else fc1_bias.to(dtype)
+    )
     logits = reference.selector_logits(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled)
     index = reference.rank_channels(logits, k)
     scores = logits.gather(1, index).sigmoid()

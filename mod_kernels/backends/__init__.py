@@ -115,7 +115,11 @@ def explain(call: Call, copies: str = "") -> Explanation:
     backend = "reference" if engine is None else engine.name
     for other in (*_ENGINES, "reference"):
         if other != backend and other not in reasons:
-            asked = f"{_requested!r} was asked for" if _requested != "auto" else f"{backend!r} comes first on {call.device}"
+            asked = (
+                f"{_requested!r} was asked for"
+                if _requested != "auto"
+                else f"{backend!r} comes first on {call.device}"
+            )
             reasons[other] = asked
     return Explanation(call.op, backend, reasons, copies)
 
