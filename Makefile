@@ -1,0 +1,74 @@
+# make test   lint and every test      make bench   plain against fused, on this machine
+# Both make .venv first if it is not there: torch and all else, then the build.
+PYTHON ?= python3
+VENV := .venv
+FLOOR := .venv-floor
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
+RUN := $(VENV)/bin/python -m
+PYTEST := $(RUN) pytest -q -n 2
+TRITON_TESTS := tests/backends/triton
+
+.PHONY: test bench gpu lint format unit ahead-of-time interpreter test-floor figures clean
+
+test: lint unit ahead-of-time interpreter
+
+bench: $(VENV)/.built
+	$(RUN) mod_kernels bench --quick $(ARGS)
+
+# On the GPU machine nothing is installed: this uses what is there. Without a GPU it says what it skips.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+lint: $(VENV)/.built
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+format: $(VENV)/.built
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+
+unit: $(VENV)/.built
+	$(PYTEST) tests --ignore $(TRITON_TESTS)
+
+# The compiler proper and the interpreter can't share a process: triton.jit decides at import.
+ahead-of-time: $(VENV)/.built
+	$(PYTEST) $(TRITON_TESTS)/test_ahead_of_time.py
+
+interpreter: $(VENV)/.built
+	TRITON_INTERPRET=1 $(PYTEST) $(TRITON_TESTS) --ignore $(TRITON_TESTS)/test_ahead_of_time.py
+
+# The oldest versions promised. The library that runs here was built against the newest torch: that it loads
+# is the point of the stable ABI. The last line compiles it against the oldest headers as well.
+test-floor: $(FLOOR)/.installed $(VENV)/.built
+	$(FLOOR)/bin/python -m pytest -q -n 2 tests/test_compile.py tests/test_functional.py tests/test_gradients.py \
+		tests/test_reference.py tests/test_served.py tests/backends/test_cpu_engine.py tests/nn tests/test_accelerate.py
+	TRITON_INTERPRET=1 $(FLOOR)/bin/python -m pytest -q -n 2 $(TRITON_TESTS) \
+		--ignore $(TRITON_TESTS)/test_ahead_of_time.py
+	MOD_KERNELS_BUILD=require $(FLOOR)/bin/python setup.py -q build_ext --build-lib build/floor
+
+figures: $(VENV)/.built
+	$(RUN) pip install -q matplotlib
+	$(RUN) benchmarks.plot
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install -q --upgrade pip
+	$(RUN) pip install -q torch torchvision setuptools wheel ninja
+	touch $@
+
+# Not isolated: the build uses the torch just installed instead of fetching another.
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(RUN) pip install -q --no-build-isolation -e '.[test]'
+	touch $@
+
+$(FLOOR)/.installed: Makefile
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install -q --upgrade pip
+	$(FLOOR)/bin/python -m pip install -q torch==2.11.0 torchvision==0.26.0 triton==3.6.0 'numpy<2.4' setuptools wheel \
+		ninja typer rich pytest pytest-benchmark pytest-xdist hypothesis
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info mod_kernels/_native $(VENV) $(FLOOR)

@@ -1,0 +1,76 @@
+"""Every cell the CPU engine promises: the engine serves it (explain), and nothing but allocation runs beside it.
+
+A silent fallback to the reference, or a copy of x in another dtype or layout, shows up as an ATen operator.
+"""
+
+import pytest
+import torch
+
+from mod_kernels import explain, functional, use_backend
+
+from .support import LAYOUTS, feature_map, make_spec, selector_of
+
+SHAPE, K = (2, 32, 7, 5), 4
+ALLOCATION = {
+    "aten::empty",
+    "aten::empty_like",
+    "aten::empty_strided",
+    "aten::new_empty",
+    "aten::empty.memory_format",
+}
+
+
+def cells():
+    for layout in LAYOUTS:
+        yield "select_channels", layout, {}
+        yield "gather_channels", layout, {}
+        for op in ("fuse_channels", "fuse_channels_"):
+            for position in ("first", "last", "original"):
+                yield op, layout, {"position": position}
+        for op in ("add_relu_pool", "add_relu_pool_"):
+            yield op, layout, {}
+        for op in ("mod_block", "mod_block_"):
+            for kind in ("bottleneck", "basic"):
+                for position in ("first", "last", "original"):
+                    yield op, layout, {"kind": kind, "position": position}
+
+
+def arguments(op, layout, options):
+    x = feature_map(SHAPE, layout=layout)
+    if op == "select_channels":
+        return (x,), selector_of(make_spec(SHAPE[1], K, bias=True))
+    index = torch.stack([torch.randperm(SHAPE[1])[:K] for _ in range(SHAPE[0])])
+    if op == "gather_channels":
+        return (x, index), {}
+    if op.startswith("fuse"):
+        z = feature_map((SHAPE[0], K, *SHAPE[2:]), layout=layout)
+        return (x, z, torch.rand(SHAPE[0], K), index), options
+    if op.startswith("add"):
+        return (x, feature_map(SHAPE, layout=layout)), {}
+    return (x, make_spec(SHAPE[1], K, **options)), {}
+
+
+def operators_beside(op, *args, **kwargs):
+    """ATen operators that ran during the call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        getattr(functional, op)(*args, **kwargs)
+    return {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
+
+
+@pytest.mark.parametrize("op,layout,options", list(cells()), ids=lambda value: str(value))
+def test_cpu_engine_serves_the_cell(op, layout, options):
+    args, kwargs = arguments(op, layout, options)
+    with torch.no_grad(), use_backend("auto"):
+        answer = explain(op, *args, **kwargs)
+        assert answer.backend == "cpu" and answer.copies == ""
+        assert operators_beside(op, *args, **kwargs) <= ALLOCATION
+
+
+def test_a_fallback_would_be_seen():
+    """The same look at the reference finds ATen at work: the assertion above can fail."""
+    args, kwargs = arguments("mod_block", "nchw", {})
+    with torch.no_grad(), use_backend("reference"):
+        assert not operators_beside("mod_block", *args, **kwargs) <= ALLOCATION
+    with torch.no_grad(), use_backend("auto"):
+        odd = torch.zeros(*SHAPE, 2)[..., 0].copy_(args[0])
+        assert "aten::clone" in operators_beside("mod_block", odd, args[1])
