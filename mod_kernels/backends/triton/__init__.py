@@ -1,0 +1,156 @@
+"""The Triton engine: the ops of ``mod_kernels_triton`` and what this engine can serve.
+
+Importing it imports no Triton and touches no GPU; the kernels are loaded when the first op runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ... import _layout, _library
+from .._engine import Call, Engine, Support
+
+NAMESPACE = "mod_kernels_triton"
+# Ops with a counter per sample, zero before and after each call (see select.py).
+_WITH_WORKSPACE = ("select_channels", "mod_block", "mod_block_")
+_OPS = ("select_channels", "gather_channels", "fuse_channels", "fuse_channels_", "tail_", "mod_block", "mod_block_")
+
+OLDEST_TRITON = (3, 6)
+OLDEST_CAPABILITY = (8, 0)
+DTYPES = (torch.float16, torch.float32)
+# One program ranks a sample's channels: 4096 int64 keys are 64 registers a thread at 256 threads.
+MAX_CHANNELS = 4096
+# A program of the tail holds all k channels of at least 16 pixels: 256 x 16 float32 values are a full tile.
+MAX_TAIL_CHANNELS = 256
+
+_library_object = _library.define(NAMESPACE, list(_OPS), workspace=list(_WITH_WORKSPACE))
+
+
+def _register(name: str) -> None:
+    def implementation(*arguments):
+        from . import launch
+
+        return getattr(launch, name)(*arguments)
+
+    for device in ("CPU", "CUDA"):
+        _library_object.impl(name, implementation, device)
+
+
+for _name in _OPS:
+    _register(_name)
+
+
+# Counters by (device, stream), all zero between calls: two streams may run at once, so they never share one.
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _workspace(x: Tensor) -> Tensor:
+    """Counters for a call on ``x``: int32, zero, at least one per sample.
+
+    A graph (compiled or captured) gets zeros of its own, set again at every replay. Otherwise the buffer of
+    the current stream, which every call leaves zero.
+    """
+    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return x.new_zeros((x.shape[0],), dtype=torch.int32)
+    key = (x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0)
+    counters = _counters.get(key)
+    if counters is None or counters.numel() < x.shape[0]:
+        counters = _counters[key] = x.new_zeros((max(64, x.shape[0]),), dtype=torch.int32)
+    return counters
+
+
+def _with_workspace(op: Callable) -> Callable:
+    def call(x, *arguments):
+        return op(x, *arguments, _workspace(x))
+
+    return call
+
+
+def _callables() -> dict[str, Callable]:
+    ops = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in _OPS}
+    return ops | {name: _with_workspace(ops[name]) for name in _WITH_WORKSPACE}
+
+
+@functools.cache
+def _triton_problem() -> str:
+    """Why Triton can't be used at all, or ""."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < OLDEST_TRITON:
+        return f"Triton {triton.__version__} is installed, 3.6 or newer is needed"
+    return ""
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _device_problem(device: str) -> str:
+    if device == "cpu":
+        return "" if _interpreting() else "Triton runs on CPU tensors only under TRITON_INTERPRET=1"
+    if device != "cuda":
+        return f"the Triton kernels run on cuda, not on {device}"
+    if torch.version.hip is not None:
+        return "the Triton kernels are written for NVIDIA GPUs; this torch is built for ROCm"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_CAPABILITY:
+        return f"a GPU of compute capability 8.0 or newer is needed, this one has {'.'.join(map(str, capability))}"
+    return ""
+
+
+def _call_problem(call: Call) -> str:
+    if call.op not in _OPS:
+        return f"{call.op} has no Triton kernel in this version"
+    if call.dtype not in DTYPES:
+        return f"the Triton kernels take float32 and float16, not {str(call.dtype).removeprefix('torch.')}"
+    if call.weight_dtype is not None and call.weight_dtype not in DTYPES:
+        name = str(call.weight_dtype).removeprefix("torch.")
+        return f"the Triton kernels take float32 and float16 weights, not {name}"
+    if call.layout != _layout.NCHW:
+        return f"the Triton kernels read NCHW, not {call.layout}"
+    if call.op in _WITH_WORKSPACE and call.channels > MAX_CHANNELS:
+        return f"the selector kernel ranks up to {MAX_CHANNELS} channels, got C={call.channels}"
+    if call.kind is not None and call.kind not in ("bottleneck", "basic"):
+        return f"there is no Triton kernel for conv blocks of kind {call.kind!r}"
+    if call.op in ("tail_", "mod_block", "mod_block_") and call.k > MAX_TAIL_CHANNELS:
+        return f"the tail kernel convolves up to {MAX_TAIL_CHANNELS} channels, got k={call.k}"
+    return ""
+
+
+class TritonEngine(Engine):
+    """Kernels in Triton, for NVIDIA GPUs; on CPU tensors under ``TRITON_INTERPRET=1``, for tests."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        self.ops = _callables()
+
+    def supports(self, call: Call) -> Support:
+        reason = _triton_problem() or _call_problem(call) or _device_problem(call.device)
+        return Support(not reason, reason)
+
+    def describe(self) -> dict[str, str]:
+        problem = _triton_problem()
+        if problem:
+            return {"status": problem}
+        import triton
+
+        described = {"status": "ok", "triton": triton.__version__}
+        if _interpreting():
+            described["interpreter"] = "on: kernels run as Python"
+        elif not torch.cuda.is_available():
+            described["status"] = "no CUDA device is available"
+        else:
+            described["status"] = _device_problem("cuda") or "ok"
+        return described
+
+
+TRITON = TritonEngine()

@@ -1,0 +1,184 @@
+"""Tail kernel: gather, narrowed conv block, scale and add, in place."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _relu(value):
+    """max(value, 0) that keeps NaN, as torch's ReLU does (``tl.maximum`` would drop it)."""
+    return tl.where(value <= 0.0, 0.0, value)
+
+
+@triton.jit
+def _channel_vector(ptr, channel, COUNT: tl.constexpr):
+    """float32 vector of one value per channel, zero in the padding lanes."""
+    return tl.load(ptr + channel, mask=channel < COUNT, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _add_plane_3x3(
+    acc, plane_ptr, weight_ptr, out, OUT: tl.constexpr, IN: tl.constexpr, pixel, hw, width, inside
+):
+    """``acc[o, p] += sum over the nine taps of weight[o, tap] * plane[p + tap]``, zero padding 1.
+
+    acc (OUT padded, BLOCK_HW) float32; weight_ptr is at [0, i, 0, 0] of weights (OUT, IN, 3, 3); inside False
+    stands for a plane of zeros.
+    """
+    row = pixel // width
+    column = pixel % width
+    height = hw // width
+    for tap in tl.static_range(9):
+        near_row = row + (tap // 3 - 1)
+        near_column = column + (tap % 3 - 1)
+        mask = (near_row >= 0) & (near_row < height) & (near_column >= 0) & (near_column < width)
+        value = tl.load(plane_ptr + near_row * width + near_column, mask=mask & (pixel < hw) & inside, other=0.0)
+        weight = tl.load(weight_ptr + out * (IN * 9) + tap, mask=out < OUT, other=0.0)
+        acc += weight.to(tl.float32)[:, None] * value.to(tl.float32)[None, :]
+    return acc
+
+
+@triton.jit
+def _gather_1x1(
+    x_sample, index_row, weight_ptr, bias_ptr, mid_sample, pixel, hw,
+    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr,
+):  # fmt: skip
+    """``mid[m, p] = relu(b1[m] + sum_j w1[m, j] * x[index[j], p])`` for one tile of pixels."""
+    j = tl.arange(0, K_PAD)
+    source = tl.load(index_row + j, mask=j < K, other=0)
+    inside = (source >= 0) & (source < C)
+    tl.device_assert(inside, "index out of range")
+    mask = ((j < K) & inside)[:, None] & (pixel < hw)[None, :]
+    gathered = tl.load(x_sample + source[:, None] * hw + pixel[None, :], mask=mask, other=0.0).to(tl.float32)
+    for m in range(M):
+        weight = _channel_vector(weight_ptr + m * K, j, K)
+        mid = tl.sum(weight[:, None] * gathered, axis=0) + tl.load(bias_ptr + m).to(tl.float32)
+        tl.store(mid_sample + m * hw + pixel, _relu(mid), mask=pixel < hw)
+
+
+@triton.jit
+def _gather_3x3(
+    x_sample, index_row, weight_ptr, bias_ptr, mid_sample, pixel, hw, width,
+    C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_HW: tl.constexpr,
+):  # fmt: skip
+    """``mid[o, p] = relu(b1[o] + sum_j (w1[o, j] * x[index[j]])[p])``, 3x3, for one tile of pixels."""
+    out = tl.arange(0, K_PAD)
+    acc = tl.zeros((K_PAD, BLOCK_HW), tl.float32) + _channel_vector(bias_ptr, out, K)[:, None]
+    for j in range(K):
+        source = tl.load(index_row + j)
+        inside = (source >= 0) & (source < C)
+        tl.device_assert(inside, "index out of range")
+        acc = _add_plane_3x3(acc, x_sample + source * hw, weight_ptr + j * 9, out, K, K, pixel, hw, width, inside)
+    mask = (out < K)[:, None] & (pixel < hw)[None, :]
+    tl.store(mid_sample + out[:, None] * hw + pixel[None, :], _relu(acc), mask=mask)
+
+
+@triton.jit
+def _expand_1x1(acc, weight_ptr, bias_ptr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, M_PAD: tl.constexpr):
+    """``z[j, p] = b3[j] + sum_m w3[j, m] * acc[m, p]``; acc (M_PAD, BLOCK_HW), z (K_PAD, BLOCK_HW)."""
+    j = tl.arange(0, K_PAD)
+    lane = tl.arange(0, M_PAD)
+    z = tl.zeros((K_PAD, acc.shape[1]), tl.float32) + _channel_vector(bias_ptr, j, K)[:, None]
+    for m in range(M):
+        # The select takes row m out of registers; a NaN in another row stays there.
+        plane = tl.sum(tl.where((lane == m)[:, None], acc, 0.0), axis=0)
+        weight = tl.load(weight_ptr + j * M + m, mask=j < K, other=0.0).to(tl.float32)
+        z += weight[:, None] * plane[None, :]
+    return z
+
+
+@triton.jit
+def _add_to_channels(
+    x_sample, z, score_row, index_row, pixel, hw,
+    C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, POSITION: tl.constexpr,
+):  # fmt: skip
+    """``x[P_j, p] += scores[j] * z[j, p]`` for one tile of pixels; the P_j are distinct."""
+    j = tl.arange(0, K_PAD)
+    mask = j < K
+    score = tl.load(score_row + j, mask=mask, other=0.0)
+    if POSITION == "original":
+        target = tl.load(index_row + j, mask=mask, other=0)
+        mask = mask & (target >= 0) & (target < C)
+    else:
+        target = (j + (C - K) if POSITION == "last" else j).to(tl.int64)
+    places = x_sample + target[:, None] * hw + pixel[None, :]
+    mask = mask[:, None] & (pixel < hw)[None, :]
+    x = tl.load(places, mask=mask, other=0.0)
+    tl.store(places, (x.to(tl.float32) + score[:, None] * z).to(x.dtype), mask=mask)
+
+
+@triton.jit(do_not_specialize=["stride_xn", "hw_units", "width", "programs"])
+def tail_fwd_kernel(
+    x_ptr,
+    scores_ptr,
+    index_ptr,
+    weight1_ptr,
+    bias1_ptr,
+    weight2_ptr,
+    bias2_ptr,
+    weight3_ptr,
+    bias3_ptr,
+    mid_ptr,
+    stride_xn: tl.int64,
+    hw_units,
+    width,
+    programs,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    M: tl.constexpr,
+    K_PAD: tl.constexpr,
+    M_PAD: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_HW: tl.constexpr,
+    BOTTLENECK: tl.constexpr,
+    FINAL_RELU: tl.constexpr,
+    POSITION: tl.constexpr,
+    FIRST: tl.constexpr,
+    REST: tl.constexpr,
+):
+    """``x[:, P] += scores * conv_block(x[index])``, in place.
+
+    conv_block, BN folded: BOTTLENECK ``w3 * relu(w2 * relu(w1 * g + b1) + b2) + b3`` with w1 (M, K, 1, 1),
+    w2 (M, M, 3, 3), w3 (K, M, 1, 1); else ``w2 * relu(w1 * g + b1) + b2`` with w1, w2 (K, K, 3, 3), M = K.
+    x (N, C, H, W), planes dense, samples ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * ALIGN``;
+    scores (N, K) float32; index (N, K) int64, no channel twice in a sample; mid (N, M, H, W) float32 scratch,
+    what the first convolution gives. Nothing is rounded before the sum.
+
+    In place, a gathered channel may be one that is written: all of a sample's first convolution (FIRST) is
+    done before any of the rest (REST). Either both in one program per sample, a barrier between
+    (``programs = 1``), or a launch of each, ``programs`` per sample. Spatial tiles that did both would be wrong.
+    """
+    program = tl.program_id(0)
+    n = (program // programs).to(tl.int64)
+    part = program % programs
+    hw = hw_units * ALIGN
+    x_sample = x_ptr + n * stride_xn * ALIGN
+    index_row = index_ptr + n * K
+    mid_sample = mid_ptr + n * M * hw
+
+    if FIRST:
+        for start in range(part * BLOCK_HW, hw, programs * BLOCK_HW):
+            pixel = start + tl.arange(0, BLOCK_HW)
+            if BOTTLENECK:
+                _gather_1x1(x_sample, index_row, weight1_ptr, bias1_ptr, mid_sample, pixel, hw, C, K, M, K_PAD)
+            else:
+                _gather_3x3(
+                    x_sample, index_row, weight1_ptr, bias1_ptr, mid_sample, pixel, hw, width, C, K, K_PAD, BLOCK_HW
+                )
+    if FIRST and REST:
+        tl.debug_barrier()
+    if REST:
+        lane = tl.arange(0, M_PAD)
+        for start in range(part * BLOCK_HW, hw, programs * BLOCK_HW):
+            pixel = start + tl.arange(0, BLOCK_HW)
+            acc = tl.zeros((M_PAD, BLOCK_HW), tl.float32) + _channel_vector(bias2_ptr, lane, M)[:, None]
+            for m in range(M):
+                plane = mid_sample + m * hw
+                acc = _add_plane_3x3(acc, plane, weight2_ptr + m * 9, lane, M, M, pixel, hw, width, True)
+            if BOTTLENECK:
+                acc = _expand_1x1(_relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
+            if FINAL_RELU:
+                acc = _relu(acc)
+            _add_to_channels(
+                x_sample, acc, scores_ptr + n * K, index_row, pixel, hw, C, K, K_PAD, POSITION
+            )
