@@ -3,9 +3,31 @@
 Importing this package touches no GPU and needs neither Triton nor the compiled library.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from . import functional, reference
 from ._info import info
+from .accelerate import accelerate
 from .backends import use_backend
 from .functional import MoDSpec, explain
+from .nn import ChannelSelector, MoDBlock
 
+__all__ = [
+    "ChannelSelector",
+    "MoDBlock",
+    "MoDSpec",
+    "accelerate",
+    "explain",
+    "functional",
+    "info",
+    "reference",
+    "use_backend",
+]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "models":  # torchvision takes a second to import: only where it is asked for
+        return import_module(".models", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

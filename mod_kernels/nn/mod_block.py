@@ -1,0 +1,131 @@
+"""The MoD block as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _autograd, _checks, functional
+from .._layout import OTHER, layout_of
+from ..spec import MoDSpec
+from ._folding import SpecCache, runs_plainly, why_not_fusible
+from .selector import ChannelSelector
+
+
+class MoDBlock(nn.Module):
+    """The block of arXiv 2409.17016: k channels per sample are chosen, processed, scaled and added to x.
+
+    ``y = x``, then ``y[:, P] += scores * conv_block(x[:, index])``; the other channels pass through bit for bit.
+    Each step runs on the best backend, with gradients. After :func:`mod_kernels.accelerate` the whole block is
+    one op wherever it is in eval mode and no gradient is needed.
+
+    Args:
+        channels: C.
+        conv_block: any module from (N, k, H, W) to the same.
+        k: channels processed, 1 <= k <= C.
+        reduction: C over the selector's hidden width.
+        position: where the result is added: ``"first"`` k channels (the paper), ``"last"`` k, or
+            ``"original"``, the channels that were chosen.
+        bias: biases in the selector; the paper has none.
+        overwrite_input: let the block write into x where no gradient is needed, x is dense, and no export is
+            going on. Right where nothing else reads x, as inside a sequential stage.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        conv_block: nn.Module,
+        k: int,
+        reduction: int = 16,
+        position: str = "first",
+        bias: bool = False,
+        overwrite_input: bool = False,
+    ) -> None:
+        super().__init__()
+        _checks.where(position)
+        self.channels, self.k, self.position = channels, k, position
+        self.overwrite_input = overwrite_input
+        self.selector = ChannelSelector(channels, k, reduction, bias)
+        self.conv_block = conv_block
+        self._fused: SpecCache | None = None  # set by mod_kernels.accelerate
+
+    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W) to the same; ``pooled`` (N, C), the means of its planes, saves the pass that pools."""
+        spec = self._spec_for(x, pooled) if self._fused is not None else None
+        if spec is not None:
+            if self._may_overwrite(x):
+                return functional.mod_block_(x, spec, pooled)
+            return functional.mod_block(x, spec, pooled)
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x must be (N, C={self.channels}, H, W), got shape {tuple(x.shape)}")
+        scores, index = self.selector(x, pooled)
+        gathered = functional.gather_channels(x, index)
+        z = self.conv_block(gathered)
+        if z.shape != gathered.shape:
+            raise ValueError(
+                f"conv_block must keep the shape of its input {tuple(gathered.shape)}, got {tuple(z.shape)}"
+            )
+        if self._may_overwrite(x) and not _autograd.needed(x, z, scores):
+            return functional.fuse_channels_(x, z, scores, index, self.position)
+        return functional.fuse_channels(x, z, scores, index, self.position)
+
+    def spec(self) -> MoDSpec:
+        """The block in eval mode as plain tensors: BN folded, detached, as the weights are now.
+
+        Raises:
+            ValueError: the block is not of a kind that can be folded; says why.
+        """
+        reason = why_not_fusible(self)
+        if reason:
+            raise ValueError(f"this MoDBlock has no spec: {reason}")
+        fc1, fc2, convs = self.selector.fc1, self.selector.fc2, self.conv_block.folded()
+        return MoDSpec(
+            fc1.weight.detach(),
+            fc2.weight.detach(),
+            self.selector.k,
+            convs.kind,
+            convs.weights,
+            convs.biases,
+            None if fc1.bias is None else fc1.bias.detach(),
+            None if fc2.bias is None else fc2.bias.detach(),
+            self.position,
+            convs.final_relu,
+        )
+
+    def _spec_for(self, x: Tensor, pooled: Tensor | None) -> MoDSpec | None:
+        """The folded spec if this call may run as one op."""
+        if self.training or (torch.is_grad_enabled() and _autograd.needed(x, pooled, *self.parameters())):
+            return None
+        if torch.compiler.is_compiling():
+            # Versions and addresses can't be traced: the fold is part of the graph, so it is never stale.
+            return None if why_not_fusible(self) or not runs_plainly(self) else self.spec()
+        return self._fused.get(self)
+
+    def _may_overwrite(self, x: Tensor) -> bool:
+        return self.overwrite_input and not torch.compiler.is_exporting() and layout_of(x) != OTHER
+
+    def _drop_folded(self) -> None:
+        if self._fused is not None:
+            self._fused.clear()
+
+    # The cache checks itself at each call; these let go of memory at once, and answer writes it can't see.
+
+    def train(self, mode: bool = True) -> MoDBlock:
+        self._drop_folded()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> MoDBlock:
+        self._drop_folded()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._drop_folded()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        text = f"channels={self.channels}, k={self.k}, position={self.position!r}"
+        text += ", overwrite_input=True" if self.overwrite_input else ""
+        return text + (", accelerated" if self._fused is not None else "")
