@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .._library import accumulation_dtype
 from ..spec import CONV_KINDS, MoDSpec
@@ -37,22 +36,22 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tens
     Folded in float32 (float64 for float64) and left there: the fused block keeps its intermediates in float32
     anyway, and rounding the products ``weight * scale`` to a half model's dtype would add an error that the
     unfolded model does not have. At k channels the extra bytes do not count.
+
+    With ``scale = norm_weight / sqrt(var + eps)``: ``weight * scale``, ``(conv_bias - mean) * scale + norm_bias``.
+    ``torch.nn.utils.fusion.fuse_conv_bn_weights`` says the same, but makes Parameters, which torch.compile
+    can't trace.
     """
     dtype = accumulation_dtype(conv.weight.dtype)
-
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().to(dtype)
-
-    weight, bias = fuse_conv_bn_weights(
-        cast(conv.weight),
-        cast(conv.bias),
-        cast(norm.running_mean),
-        cast(norm.running_var),
-        norm.eps,
-        cast(norm.weight),
-        cast(norm.bias),
-    )
-    return weight.detach(), bias.detach()
+    scale = torch.rsqrt(norm.running_var.detach().to(dtype) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().to(dtype)
+    bias = -norm.running_mean.detach().to(dtype)
+    if conv.bias is not None:
+        bias = bias + conv.bias.detach().to(dtype)
+    bias = bias * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.detach().to(dtype)
+    return conv.weight.detach().to(dtype) * scale[:, None, None, None], bias
 
 
 def why_not_fusible(block: MoDBlock) -> str:
@@ -102,35 +101,23 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 def runs_plainly(block: MoDBlock) -> bool:
     """Whether running ``block``'s parts one by one would do just what the folded spec says.
 
-    Not so while a hook hangs on a part (fusing would skip it), or while a BN is in training mode inside a
-    block in eval mode (it would use the batch's statistics).
+    Not so while a forward hook hangs on a part (fusing would skip it; backward hooks do nothing where no
+    gradient is needed), or while a BN is in training mode inside a block in eval mode.
     """
-    if _has_any_global_hook():
+    if _has_any_global_hook() or any(_hooks(block)):
         return False
-    parts = _parts(block)
-    if any(hooks for part in parts for hooks in _hooks(part)):
-        return False
-    return not any(part.training for part in parts)
+    return not any(norm.training for _, norm in block.conv_block.layers())
 
 
-def _parts(block: MoDBlock) -> list[nn.Module]:
-    """The modules that fusing bypasses, the block itself (whose own hooks run as ever) not among them."""
-    conv_block = block.conv_block
-    layers = [layer for pair in conv_block.layers() for layer in pair]
-    return [block.selector, block.selector.fc1, block.selector.fc2, conv_block, *layers]
-
-
-def _hooks(module: nn.Module) -> tuple[dict, ...]:
-    return (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
+def _hooks(block: MoDBlock) -> tuple[dict, ...]:
+    """The hook tables of the modules that the ordinary path calls and the fused one does not."""
+    layers = [layer for pair in block.conv_block.layers() for layer in pair]
+    called = [block.selector, block.conv_block, *layers]
+    return tuple(hooks for module in called for hooks in (module._forward_hooks, module._forward_pre_hooks))
 
 
 class _Source(NamedTuple):
-    """One tensor (or module) that a spec came from: where it was found, and what it was then."""
+    """One tensor that a spec came from: where it was found, and what it was then."""
 
     table: dict
     name: str
@@ -143,12 +130,12 @@ class _Entry(NamedTuple):
     """A spec and all it came from."""
 
     spec: MoDSpec
-    children: dict  # block._modules: a copy of the block (a DataParallel replica) has another
-    modules: list[tuple[dict, str, nn.Module | None]]
+    block_modules: dict  # the block's own table: a copy of the block (a DataParallel replica) has another
+    modules: list[tuple[dict, dict]]  # tables of submodules, and what they held
     sources: list[_Source]
-    absent: list[tuple[dict, str]]  # biases that are None
+    absent: list[tuple[dict, str]]  # biases that were None
     hooks: tuple[dict, ...]
-    norms: list[tuple[nn.Module, float]]
+    norms: list[tuple[nn.Module, float]]  # and their eps
     settings: tuple
     # Aliases of the sources. They keep the old memory from being given to a new tensor at the same address,
     # which would make ``p.data = ...`` twice in a row look like no change.
@@ -195,37 +182,45 @@ class SpecCache:
 
 
 def _holds(entry: _Entry, block: MoDBlock) -> bool:
-    # One flat loop: this runs at every call of every block.
-    if entry.children is not block._modules or any(entry.hooks):
+    # This runs at every call of every block: plain loops over what was gathered once, no nn.Module attribute
+    # look-ups of submodules. Modules compare by identity, so comparing their tables is exact.
+    if entry.block_modules is not block._modules or any(entry.hooks):
         return False
-    for table, name, module in entry.modules:
-        if table[name] is not module or module.training:
+    for table, held in entry.modules:
+        if table != held:
             return False
-    for table, name, tensor, version, address in entry.sources:
-        if table[name] is not tensor or tensor._version != version or tensor.data_ptr() != address:
-            return False
-    for table, name in entry.absent:
-        if table[name] is not None:
-            return False
+    try:
+        for table, name, tensor, version, address in entry.sources:
+            if table[name] is not tensor or tensor._version != version or tensor.data_ptr() != address:
+                return False
+        for table, name in entry.absent:
+            if table[name] is not None:
+                return False
+    except KeyError:  # taken out of its module (parametrized, pruned)
+        return False
     for norm, eps in entry.norms:
-        if norm.eps != eps:
+        if norm.training or norm.eps != eps:
             return False
     return entry.settings == _settings(block)
 
 
 def _settings(block: MoDBlock) -> tuple:
-    return block.position, block.selector.k, block.conv_block.final_relu
+    modules = block._modules
+    return block.position, modules["selector"].k, modules["conv_block"].final_relu
 
 
 def _entry(block: MoDBlock, spec: MoDSpec) -> _Entry | None:
     """The entry for a spec just made, or None where its sources can't be watched.
 
-    Tensors made under ``torch.inference_mode`` have no version counter, and subclasses (fake tensors, DTensor)
-    no address that means anything: they are folded afresh at each call.
+    Tensors made under ``torch.inference_mode`` have no version counter, subclasses (fake tensors, DTensor) no
+    address that means anything, and a DataParallel replica keeps its tensors outside its modules' tables:
+    such blocks are folded afresh at each call.
     """
     sources, absent, aliases = [], [], []
     for table, name in _tensor_slots(block):
-        tensor = table.get(name)
+        if name not in table:
+            return None
+        tensor = table[name]
         if tensor is None:
             absent.append((table, name))
             continue
@@ -233,31 +228,26 @@ def _entry(block: MoDBlock, spec: MoDSpec) -> _Entry | None:
             return None
         sources.append(_Source(table, name, tensor, tensor._version, tensor.data_ptr()))
         aliases.append(tensor.detach())
-    parts = _parts(block)
+    tables = [module._modules for module in (block, block.selector, block.conv_block)]
     return _Entry(
         spec,
         block._modules,
-        list(_module_slots(block)),
+        [(table, dict(table)) for table in tables],
         sources,
         absent,
-        tuple(hooks for part in parts for hooks in _hooks(part)),
+        _hooks(block),
         [(norm, norm.eps) for _, norm in block.conv_block.layers()],
         _settings(block),
         aliases,
     )
 
 
-def _module_slots(block: MoDBlock) -> Iterator[tuple[dict, str, nn.Module]]:
-    for parent in (block, block.selector, block.conv_block):
-        for name, module in parent._modules.items():
-            yield parent._modules, name, module
-
-
 def _tensor_slots(block: MoDBlock) -> Iterator[tuple[dict, str]]:
     """Where each tensor that goes into the spec is held: (a module's table, its name there)."""
-    for part in _parts(block):
-        for name in part._parameters:
-            yield part._parameters, name
-        for name in part._buffers:
-            if name != "num_batches_tracked":  # moves with every training step, and is not folded
-                yield part._buffers, name
+    convs, norms = zip(*block.conv_block.layers(), strict=True)
+    for module in (block.selector.fc1, block.selector.fc2, *convs, *norms):
+        yield module._parameters, "weight"
+        yield module._parameters, "bias"
+    for norm in norms:
+        yield norm._buffers, "running_mean"
+        yield norm._buffers, "running_var"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import _autograd, _checks, functional
 from .._layout import OTHER, layout_of
+from .._tracing import exporting
 from ..spec import MoDSpec
 from ._folding import SpecCache, runs_plainly, why_not_fusible
 from .selector import ChannelSelector
@@ -97,7 +98,9 @@ class MoDBlock(nn.Module):
 
     def _spec_for(self, x: Tensor, pooled: Tensor | None) -> MoDSpec | None:
         """The folded spec if this call may run as one op."""
-        if self.training or (torch.is_grad_enabled() and _autograd.needed(x, pooled, *self.parameters())):
+        if self.training or exporting():  # an export keeps the parts, in plain ATen
+            return None
+        if torch.is_grad_enabled() and _autograd.needed(x, pooled, *self.parameters()):
             return None
         if torch.compiler.is_compiling():
             # Versions and addresses can't be traced: the fold is part of the graph, so it is never stale.
@@ -105,7 +108,7 @@ class MoDBlock(nn.Module):
         return self._fused.get(self)
 
     def _may_overwrite(self, x: Tensor) -> bool:
-        return self.overwrite_input and not torch.compiler.is_exporting() and layout_of(x) != OTHER
+        return self.overwrite_input and not exporting() and layout_of(x) != OTHER
 
     def _drop_folded(self) -> None:
         if self._fused is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import functional
+from .._tracing import exporting
 from .mod_block import MoDBlock
 
 
@@ -42,7 +42,7 @@ class MoDStage(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or _has_any_global_hook():
+        if exporting() or _has_any_global_hook():
             return super().forward(x)
         blocks, pooled = list(self), None
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
