@@ -1,0 +1,5 @@
+"""``python -m mod_kernels``: the command line without the script on the path."""
+
+from .cli import main
+
+main()

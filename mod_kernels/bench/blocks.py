@@ -1,0 +1,226 @@
+"""The block benchmark: cells of shape, batch and threads; in each, all providers checked, then interleaved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import providers
+from .check import check, exact_logits
+from .providers import PLAIN, Provider, Unavailable
+from .shapes import BASIC, BATCHES, BOTTLENECK, Shape, make_spec, make_x
+from .store import Results, Row
+from .timing import CpuClock, GpuClock, Timed, measure
+
+FLOOR, LIMIT = "floor", "limit"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and how long it may take."""
+
+    shapes: tuple[Shape, ...] = BOTTLENECK + BASIC
+    batches: tuple[int, ...] = BATCHES
+    threads: tuple[int, ...] = (1,)  # ignored on a GPU
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    rounds: int = 40
+    cell_s: float = 10.0  # rounds end early past this
+    compile_batches: tuple[int, ...] = BATCHES
+    compile_s: float = float("inf")  # no new compilation once this much went into them
+    total_s: float = float("inf")  # no new cell past this
+
+
+def quick(plan: Plan) -> Plan:
+    """The bottleneck shapes, within two minutes on two cores."""
+    return Plan(
+        shapes=BOTTLENECK,
+        batches=plan.batches,
+        threads=plan.threads,
+        device=plan.device,
+        dtype=plan.dtype,
+        rounds=15,
+        cell_s=1.0,
+        compile_batches=(1,),
+        compile_s=35.0,
+        total_s=85.0,
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A shape, a batch, and how it is run."""
+
+    shape: Shape
+    batch: int
+    threads: int | None
+    mode: str = "eager"
+    cache: str = "warm"
+
+    def __str__(self) -> str:
+        where = f"{self.mode} {self.cache}" if self.threads is None else f"{self.threads} thread(s)"
+        return f"{self.shape.name} N={self.batch} {where}"
+
+
+def cells(plan: Plan) -> list[Cell]:
+    """All cells; on a GPU each inside a CUDA graph and not, with L2 flushed and warm."""
+    if plan.device == "cpu":
+        runs = [(threads, "eager", "warm") for threads in plan.threads]
+    else:
+        runs = [(None, mode, cache) for mode in ("eager", "graph") for cache in ("cold", "warm")]
+    return [Cell(shape, batch, *run) for run in runs for shape in plan.shapes for batch in plan.batches]
+
+
+def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None]) -> None:
+    """Measure cell by cell into ``results``: what an interrupt leaves there is whole cells.
+
+    ``on_cell`` is called before each with the cell, its number and how many there are.
+    """
+    started, compiling = time.monotonic(), _CompileBudget(plan)
+    threads_before = torch.get_num_threads()
+    planned = cells(plan)
+    try:
+        for number, cell in enumerate(planned):
+            if time.monotonic() - started > plan.total_s:
+                left = ", ".join(map(str, planned[number:]))
+                results.notes.append(f"out of time ({plan.total_s:.0f} s), not measured: {left}")
+                break
+            on_cell(cell, number, len(planned))
+            if cell.threads is not None:
+                torch.set_num_threads(cell.threads)
+            key = "gpu" if cell.threads is None else str(cell.threads)
+            if key not in results.bandwidth_gbs:
+                results.bandwidth_gbs[key] = bandwidth_gbs(plan.device)
+            results.rows += run_cell(cell, plan, results.bandwidth_gbs[key], compiling)
+    finally:
+        torch.set_num_threads(threads_before)
+        if compiling.refused:
+            cells_left = f"{len(compiling.refused)} of {len(planned)} cells"
+            results.notes.append(f"torch.compile left out of {cells_left} to save time; without --quick it is not")
+
+
+class _CompileBudget:
+    """How much time went into compiling, and which cells went without."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.spent, self.refused = plan, 0.0, []
+
+    def allows(self, cell: Cell) -> bool:
+        if cell.batch in self._plan.compile_batches and self.spent < self._plan.compile_s:
+            return True
+        self.refused.append(str(cell))
+        return False
+
+
+@torch.inference_mode()
+def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiling: _CompileBudget) -> list[Row]:
+    """Check and time every provider of one cell."""
+    spec = make_spec(cell.shape, plan.dtype, plan.device)
+    x = make_x(cell.shape, cell.batch, spec)
+    logits = exact_logits(x, spec)
+    rows = _Rows(cell, plan)
+    clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == "cold")
+    engine = providers.ENGINES[plan.device]
+    with backends.use_backend(engine):
+        to_time = []
+        for provider in _candidates(spec, x, engine, rows):
+            problem = check(provider, x, spec, logits, ours=provider.name not in PLAIN)
+            if problem:
+                rows.add(provider.name, f"wrong: {problem}")
+            else:
+                to_time.append(provider)
+        if compiling.allows(cell):
+            start = time.monotonic()
+            compiled = _compiled(to_time, x, cell, clock)
+            problem = check(compiled, x, spec, logits, ours=False) if compiled else "no plain form is right"
+            if problem:
+                rows.add("compile", f"wrong: {problem}")
+            else:
+                to_time.append(compiled)
+            compiling.spent += time.monotonic() - start
+        else:
+            rows.add("compile", "left out: time")
+        timed = [_timed(provider, x, cell.mode) for provider in to_time]
+        floor = Provider(FLOOR, providers.floor(spec), None)
+        timed.append(_timed(floor, x, cell.mode))
+        measure(timed, clock, plan.rounds, plan.cell_s)
+    for one in timed:
+        rows.add(one.name, "none" if one.name == FLOOR else "ok", one)
+    limit_ms = cell.shape.floor_bytes(cell.batch, plan.dtype) / bandwidth / 1e6
+    rows.rows.append(rows.row(LIMIT, "none", median_ms=limit_ms))
+    return rows.rows
+
+
+class _Rows:
+    """The rows of one cell."""
+
+    def __init__(self, cell: Cell, plan: Plan) -> None:
+        self.cell, self.plan, self.rows = cell, plan, []
+
+    def row(self, provider: str, check: str, **times) -> Row:
+        cell, dtype = self.cell, str(self.plan.dtype).removeprefix("torch.")
+        return Row(
+            cell.shape.name,
+            cell.shape.kind,
+            cell.batch,
+            cell.threads,
+            self.plan.device,
+            dtype,
+            cell.mode,
+            cell.cache,
+            provider,
+            check,
+            **times,
+        )
+
+    def add(self, provider: str, check: str, timed: Timed | None = None) -> None:
+        times = {}
+        if timed is not None:
+            low, median, high = timed.quartiles()
+            times = {"median_ms": median, "q1_ms": low, "q3_ms": high}
+            times |= {"samples": len(timed.samples), "repeats": timed.repeats}
+        self.rows.append(self.row(provider, check, **times))
+
+
+def _candidates(spec, x: Tensor, engine: str, rows: _Rows) -> list[Provider]:
+    """The plain forms and ours; a row for each of ours that can't run."""
+    found = [providers.plain_provider(name.removeprefix("plain-"), spec) for name in PLAIN]
+    for in_place in (False, True):
+        try:
+            found.append(providers.engine_provider(engine, spec, in_place, x))
+        except Unavailable as reason:
+            rows.add(f"{engine}-inplace" if in_place else engine, f"left out: {reason}")
+    return found
+
+
+def _compiled(checked: list[Provider], x: Tensor, cell: Cell, clock) -> Provider | None:
+    """torch.compile of the fastest out-of-place plain form that is right, found in a few rounds."""
+    plain = [provider for provider in checked if provider.name in PLAIN and not provider.in_place]
+    if not plain:
+        return None
+    timed = [_timed(provider, x, "eager") for provider in plain]
+    measure(timed, clock, rounds=3)
+    best = min(zip(timed, plain, strict=True), key=lambda pair: pair[0].quartiles()[1])[1]
+    return providers.compiled_provider(best, cell.threads or 0)
+
+
+def _timed(provider: Provider, x: Tensor, mode: str) -> Timed:
+    """A provider over x; one that writes gets a buffer of its own, filled from x again before each sample."""
+    given = x.clone() if provider.in_place else x
+    run = provider.run
+    call = providers.graphed(run, given) if mode == "graph" else lambda: run(given)
+    return Timed(provider.name, call, (lambda: given.copy_(x)) if provider.in_place else lambda: None)
+
+
+def bandwidth_gbs(device: str) -> float:
+    """Bytes a second of reading 256 MB that no cache holds, GB/s: the best of five sums."""
+    data = torch.ones(64 << 20, device=device)
+    data.sum()
+    clock = CpuClock() if device == "cpu" else GpuClock(cold=True)
+    timed = Timed("bandwidth", data.sum)
+    return data.numel() * 4 / min(clock.sample(timed) for _ in range(5)) / 1e9

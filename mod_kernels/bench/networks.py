@@ -1,0 +1,164 @@
+"""Whole networks: plain, fused, and with their MoD blocks left out, in turn on one input."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .. import plain
+from .._tolerances import relative_norm
+from ..accelerate import accelerate
+from ..backends import use_backend
+from ..nn import MoDBlock
+from .store import Results, Row
+from .timing import CpuClock, GpuClock, Timed, measure
+
+NETWORKS = ("resnet18_mod", "resnet50_mod", "resnet75_mod")
+# The outputs of two right runs of a network of some fifty float32 layers; below float32 plain selectors flip
+# between near-equal channels, so that only a gross error can be told.
+_AGREES = {torch.float32: 1e-3, torch.float16: 1e-1}
+
+
+def run(
+    names: tuple[str, ...],
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    results: Results,
+    on_cell: Callable[[str, int, int], None],
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    size: int = 224,
+    rounds: int = 20,
+) -> None:
+    """Measure networks into ``results``, cell by cell; ``on_cell`` gets a label, the number and the count.
+
+    Raises:
+        ValueError: a name that :func:`mod_kernels.models.list_models` does not have.
+    """
+    threads_before = torch.get_num_threads()
+    runs = threads if device == "cpu" else (None,)
+    planned = [(name, batch, count) for count in runs for name in names for batch in batches]
+    try:
+        for number, (name, batch, count) in enumerate(planned):
+            on_cell(f"{name} N={batch}" + (f" {count} thread(s)" if count else ""), number, len(planned))
+            if count is not None:
+                torch.set_num_threads(count)
+            results.rows += run_cell(name, batch, count, device, dtype, size, rounds)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def run_cell(
+    name: str, batch: int, threads: int | None, device: str, dtype: torch.dtype, size: int, rounds: int
+) -> list[Row]:
+    """One network at one batch size: every provider's output against the reference's, then the times."""
+    providers = build(name, device, dtype)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn((batch, 3, size, size), generator=generator).to(device, dtype)
+    clock = CpuClock() if device == "cpu" else GpuClock(cold=False)
+    checks = {}
+    with torch.inference_mode():
+        with use_backend("reference"):
+            expected = providers["fused"](image)
+        for provider, model in providers.items():
+            checks[provider] = "none" if provider == "identity" else compare(model(image), expected, dtype)
+    timed = [
+        Timed(provider, partial(model, image))
+        for provider, model in providers.items()
+        if not checks[provider].startswith("wrong")
+    ]
+    measure(timed, clock, rounds, budget_s=60.0)
+    by_name = {one.name: one for one in timed}
+    rows = []
+    for provider, check in checks.items():
+        times = {}
+        if provider in by_name:
+            one = by_name[provider]
+            low, median, high = one.quartiles()
+            times = {"median_ms": median, "q1_ms": low, "q3_ms": high}
+            times |= {"samples": len(one.samples), "repeats": one.repeats}
+        text = str(dtype).removeprefix("torch.")
+        rows.append(Row(name, "network", batch, threads, device, text, "eager", "warm", provider, check, **times))
+    return rows
+
+
+def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
+    """A provider's ``check``: ``"ok"`` or what is wrong."""
+    error = relative_norm(actual, expected)
+    return "ok" if error <= _AGREES[dtype] else f"wrong: output off by {error:.1e} from the reference's"
+
+
+def build(name: str, device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The same network, same weights, four ways; BN of the standard blocks is left as it is in all of them."""
+    from .. import models  # torchvision takes a second to import
+
+    if name not in models.list_models():
+        raise ValueError(f"network must be one of {', '.join(models.list_models())}, got {name!r}")
+    torch.manual_seed(0)
+    base = getattr(models, name)(c=64).eval()
+    _randomise_norms(base)
+    base = base.to(device, dtype).requires_grad_(False)
+    found = {
+        "plain": with_blocks(copy.deepcopy(base), partial(_make_plain, ending="clone")),
+        "plain-inplace": with_blocks(copy.deepcopy(base), partial(_make_plain, ending="inplace")),
+        "identity": with_blocks(copy.deepcopy(base), lambda block: nn.Identity()),
+        "fused": accelerate(base),
+    }
+    return found
+
+
+def with_blocks(model: nn.Module, replace: Callable[[MoDBlock], nn.Module]) -> nn.Module:
+    """``model`` with every MoD block replaced by ``replace(block)``."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, MoDBlock):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, replace(module))
+    return model
+
+
+class PlainBlock(nn.Module):
+    """A MoD block's parts run as :func:`mod_kernels.plain.mod_block`, as people write the forward."""
+
+    def __init__(self, block: MoDBlock, ending: str) -> None:
+        super().__init__()
+        self.selector, self.conv_block = block.selector, block.conv_block
+        self.k, self.position, self.ending = block.k, block.position, ending
+
+    def forward(self, x: Tensor) -> Tensor:
+        fc1, fc2 = self.selector.fc1, self.selector.fc2
+        return plain.mod_block(
+            x,
+            fc1.weight,
+            fc2.weight,
+            self.k,
+            self.conv_block,
+            fc1.bias,
+            fc2.bias,
+            None,
+            self.position,
+            self.ending,
+        )
+
+
+def _make_plain(block: MoDBlock, ending: str) -> PlainBlock:
+    return PlainBlock(block, ending)
+
+
+def _randomise_norms(model: nn.Module) -> None:
+    """Norms as of a trained network: running statistics other than 0 and 1, so that a fold that forgets them shows.
+
+    The last norm of each standard block is small: activations that double from block to block, as with fresh
+    weights, drive the plain form's sigmoids to 1.0, where ``torch.topk`` sees ties and selects by chance.
+    """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        elif isinstance(module, (BasicBlock, Bottleneck)):
+            nn.init.constant_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight, 0.2)

@@ -1,0 +1,126 @@
+"""What is measured against what: every way of running the same block on the same x with the same folded weights.
+
+The plain forms run :mod:`mod_kernels.plain` around two or three ``F.conv2d`` with their BN folded, the strongest
+plain form there is; the calls are those of :func:`mod_kernels.plain.mod_block`, written out so that a provider
+also returns what it selected: that is what it is checked with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import backends, functional, plain
+from ..spec import MoDSpec
+
+PLAIN = ("plain-clone", "plain-cat", "plain-inplace")
+# The engine of ours that is measured on a device; its in-place form has "-inplace" added.
+ENGINES = {"cpu": "cpu", "cuda": "triton"}
+
+
+class Unavailable(Exception):
+    """A provider can't run here; the message says why."""
+
+
+@dataclass
+class Provider:
+    """A way to run the block. ``run(x)`` is timed; ``checked(x)`` returns (y, scores, index), of the same code."""
+
+    name: str
+    run: Callable[[Tensor], object]
+    checked: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    in_place: bool = False
+
+
+def conv_block(x: Tensor, spec: MoDSpec) -> Tensor:
+    """The narrowed conv block as plain calls in x's dtype: cuDNN's and oneDNN's own convolutions."""
+    last = len(spec.conv_weights) - 1
+    for i, (weight, bias) in enumerate(zip(spec.conv_weights, spec.conv_biases, strict=True)):
+        x = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+        x = F.relu(x) if i < last or spec.final_relu else x
+    return x
+
+
+def plain_provider(ending: str, spec: MoDSpec) -> Provider:
+    """``ending``: "clone", "cat" or "inplace"."""
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores, index = plain.select_channels(
+            x, spec.fc1_weight, spec.fc2_weight, spec.k, spec.fc1_bias, spec.fc2_bias
+        )
+        z = conv_block(plain.gather_channels(x, index), spec)
+        return plain.fuse_channels(x, z, scores, index, spec.position, ending), scores, index
+
+    return Provider(f"plain-{ending}", run, run, ending == "inplace")
+
+
+def compiled_provider(best: Provider, threads: int) -> Provider:
+    """torch.compile of a plain form. Inductor's C++ is made for a number of threads: one build for each."""
+    torch._dynamo.reset()  # every cell is a new shape: no recompile limit, no dynamic shapes
+    options = {"cpp.threads": threads} if threads else {}
+    run = torch.compile(best.run, fullgraph=True, dynamic=False, options=options)
+    return Provider("compile", run, run)
+
+
+def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor) -> Provider:
+    """One of ours, called through the public op, Python and checks included; time it under ``use_backend``.
+
+    Raises:
+        Unavailable: the backend does not serve this block; never falls back to another.
+    """
+    op = functional.mod_block_ if in_place else functional.mod_block
+    with backends.use_backend(backend):
+        explanation = functional.explain(op, x, spec)
+    if explanation.backend != backend:
+        raise Unavailable(explanation.reasons.get(backend, "not served"))
+
+    def run(x: Tensor) -> Tensor:
+        return op(x, spec)
+
+    def checked(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # The public op's own output; the selection comes from the raw op behind it on a copy, which must give
+        # the same bits.
+        with backends.use_backend(backend):
+            engine = backends.choose(functional._CALLS[op.__name__](x, spec))
+            arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+            again = x.clone()
+            outputs = engine.ops[op.__name__](again, *arguments)
+            again, scores, index, _ = (again, *outputs) if in_place else outputs
+            y = op(x, spec)
+        if not torch.equal(y, again):
+            raise RuntimeError("two runs on the same input differ")
+        return y, scores, index
+
+    return Provider(f"{backend}-inplace" if in_place else backend, run, checked, in_place)
+
+
+def floor(spec: MoDSpec) -> Callable[[Tensor], Tensor]:
+    """What reading x once and the selector's two layers cost, as calls of PyTorch's."""
+
+    def run(x: Tensor) -> Tensor:
+        return F.linear(F.linear(x.mean((2, 3)), spec.fc1_weight), spec.fc2_weight)
+
+    return run
+
+
+def graphed(run: Callable[[Tensor], object], x: Tensor) -> Callable[[], object]:
+    """``run(x)`` as a CUDA graph; replaying reads and writes x's memory."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run(x)
+
+    def replay() -> object:
+        graph.replay()
+        return kept
+
+    return replay

@@ -1,0 +1,104 @@
+"""The blocks that are measured: the paper's (k = C // 64, selector width C // 16), and their inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..spec import MoDSpec
+from .check import exact_logits
+
+BATCHES = (1, 8, 32)
+# A branch a tenth as large as x: in-place blocks run again and again on one buffer, which has to stay finite
+# from one refill to the next (timing.MAX_REPEATS calls).
+BRANCH_SCALE = 0.1
+# Gap that must separate neighbouring logits among the k + 1 largest, as a share of the largest: well above what
+# float32 may do to either (1e-6 here), so that every right provider selects the same channels in the same order.
+MIN_GAP = 1e-5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A MoD block and the size of its feature map."""
+
+    kind: str
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def k(self) -> int:
+        return max(1, self.channels // 64)
+
+    @property
+    def hidden(self) -> int:
+        return max(1, self.channels // 16)
+
+    @property
+    def name(self) -> str:
+        return f"{self.channels}x{self.height}x{self.width}"
+
+    def floor_bytes(self, batch: int, dtype: torch.dtype) -> int:
+        """What the block can't avoid moving: x read once, 3k/C of it, and the selector's weights."""
+        plane = batch * self.height * self.width
+        return (plane * (self.channels + 3 * self.k) + 2 * self.channels * self.hidden) * dtype.itemsize
+
+
+BOTTLENECK = tuple(Shape("bottleneck", c, s, s) for c, s in ((256, 56), (512, 28), (1024, 14), (2048, 7)))
+BASIC = tuple(Shape("basic", c, s, s) for c, s in ((64, 56), (128, 28), (256, 14), (512, 7)))
+
+
+def make_spec(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> MoDSpec:
+    """A block with random weights, as the paper has it: no selector biases, position "first"."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    k, middle = shape.k, max(1, shape.k // 4)
+    sizes = {
+        "bottleneck": [(middle, k, 1, 1), (middle, middle, 3, 3), (k, middle, 1, 1)],
+        "basic": [(k, k, 3, 3)] * 2,
+    }[shape.kind]
+    weights = [randn(*size) * (2.0 / (size[1] * size[2] * size[3])) ** 0.5 for size in sizes]
+    biases = [randn(size[0]) * 0.1 for size in sizes]
+    weights[-1], biases[-1] = weights[-1] * BRANCH_SCALE, biases[-1] * BRANCH_SCALE
+
+    def place(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype)
+
+    return MoDSpec(
+        place(randn(shape.hidden, shape.channels) * (2.0 / shape.channels) ** 0.5),
+        place(randn(shape.channels, shape.hidden)),
+        k,
+        shape.kind,
+        tuple(map(place, weights)),
+        tuple(map(place, biases)),
+    )
+
+
+def make_x(shape: Shape, batch: int, spec: MoDSpec, seed: int = 1) -> Tensor:
+    """x (N, C, H, W), drawn again sample by sample until no logits come near a tie.
+
+    A selector without biases gives equal logits to every sample whose hidden layer is dead (one in sixteen at
+    R = 4), and ``torch.topk`` promises nothing there: such samples would make right providers differ.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = (shape.channels, shape.height, shape.width)
+    x = torch.randn((batch, *size), generator=generator).to(spec.fc1_weight)
+    for _ in range(1000):
+        close = _near_tie(x, spec)
+        if not close.numel():
+            return x
+        x[close] = torch.randn((len(close), *size), generator=generator).to(x)
+    raise RuntimeError(f"no input without near ties was found for {shape.name}")
+
+
+def _near_tie(x: Tensor, spec: MoDSpec) -> Tensor:
+    """Samples with two neighbours closer than MIN_GAP among the k + 1 largest float64 logits."""
+    logits = exact_logits(x, spec)
+    largest = logits.topk(min(spec.k + 1, spec.channels), dim=1).values
+    gap = (largest[:, :-1] - largest[:, 1:]).amin(1)
+    return (gap <= MIN_GAP * largest.abs().amax(1)).nonzero().flatten()

@@ -1,0 +1,72 @@
+"""Result files: JSON with the machine, the command and one row per provider and cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider in one cell.
+
+    ``check`` is ``"ok"``, ``"wrong: ..."``, ``"left out: ..."`` or, for what is not a provider of the block
+    (the floor, the identity network), ``"none"``; a time is there only with ``"ok"`` and ``"none"``.
+    """
+
+    name: str  # a shape ("256x56x56") or a network
+    kind: str  # "bottleneck", "basic" or "network"
+    batch: int
+    threads: int | None  # None on a GPU
+    device: str
+    dtype: str
+    mode: str  # "eager" or "graph" (inside a CUDA graph)
+    cache: str  # "warm", or "cold" where the L2 is flushed before each call
+    provider: str
+    check: str
+    median_ms: float | None = None
+    q1_ms: float | None = None
+    q3_ms: float | None = None
+    samples: int = 0
+    repeats: int = 0
+
+    @property
+    def cell(self) -> tuple:
+        """What rows compared with each other have in common."""
+        return (self.kind, self.name, self.batch, self.threads, self.device, self.dtype, self.mode, self.cache)
+
+
+@dataclass
+class Results:
+    """All that one run of the benchmark leaves."""
+
+    machine: dict[str, Any]
+    command: str
+    rows: list[Row] = field(default_factory=list)
+    bandwidth_gbs: dict[str, float] = field(default_factory=dict)  # by thread count, "gpu" on a GPU
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def save(results: Results, path: Path) -> None:
+    """Write ``results``; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": SCHEMA, **asdict(results)}, indent=1) + "\n")
+
+
+def load(path: Path) -> Results:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        ValueError: the file's schema is not this version's.
+    """
+    data = json.loads(path.read_text())
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{path} must have schema {SCHEMA}, got {data.get('schema')!r}")
+    known = {one.name for one in fields(Results)}
+    data = {key: value for key, value in data.items() if key in known}
+    return Results(**{**data, "rows": [Row(**row) for row in data["rows"]]})

@@ -1,0 +1,133 @@
+"""Results as tables: one row per cell, a column per provider, and the ratios that matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from .machine import short_name
+from .providers import ENGINES, PLAIN
+from .store import Results, Row
+
+MISSING = "-"
+
+
+def by_cell(rows: Iterable[Row]) -> dict[tuple, dict[str, Row]]:
+    """Rows by cell, then by provider, in the order they came."""
+    found: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row.cell, {})[row.provider] = row
+    return found
+
+
+def ratio(cell: dict[str, Row], above: Iterable[str], below: str) -> float | None:
+    """The fastest of ``above`` over ``below``, None where a time is missing."""
+    times = [cell[name].median_ms for name in above if name in cell and cell[name].median_ms is not None]
+    under = cell[below].median_ms if below in cell else None
+    return min(times) / under if times and under else None
+
+
+def geometric_mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.exp(sum(map(math.log, known)) / len(known)) if known else None
+
+
+def show(results: Results, console: Console) -> None:
+    """Print every table, the notes and what was found wrong."""
+    blocks = [row for row in results.rows if row.kind != "network"]
+    groups: dict[tuple, list[Row]] = {}
+    for row in blocks:
+        groups.setdefault((row.device, row.dtype, row.threads, row.mode, row.cache), []).append(row)
+    for group, rows in groups.items():
+        console.print(_block_table(group, rows, results))
+    networks = [row for row in results.rows if row.kind == "network"]
+    if networks:
+        console.print(_network_table(networks))
+    for row in results.rows:
+        if row.check.startswith("wrong") or (row.check.startswith("left out") and row.provider != "compile"):
+            console.print(f"{row.name} N={row.batch} {row.provider}: {row.check}", markup=False, highlight=False)
+    for note in results.notes:
+        console.print(note, markup=False, highlight=False)
+    console.print(
+        short_name(results.machine), f"commit {results.machine['commit']}", markup=False, highlight=False
+    )
+    if results.interrupted:
+        console.print("interrupted: this is what was measured until then")
+
+
+def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
+    device, dtype, threads, mode, cache = group
+    ours = ENGINES[device]
+    where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{mode}, L2 {cache}"
+    bandwidth = results.bandwidth_gbs.get("gpu" if threads is None else str(threads))
+    reads = f", reads {bandwidth:.0f} GB/s" if bandwidth else ""
+    table = Table(title=f"MoD block, {dtype}, {device}, {where}{reads}; median ms")
+    names = [*PLAIN, "compile", ours, f"{ours}-inplace", "floor", "limit"]
+    for heading in ("block", "N"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(
+            name.replace("-", "\n", 1), justify="right", style="bold" if name.startswith(ours) else ""
+        )
+    for heading in ("clone/\nours", "best plain/\nours", "floor/\nours"):
+        table.add_column(heading, justify="right")
+    ratios: list[list[float | None]] = []
+    in_place = f"{ours}-inplace"
+    for cell in by_cell(rows).values():
+        first = next(iter(cell.values()))
+        ratios.append(
+            [
+                ratio(cell, ["plain-clone"], in_place),
+                ratio(cell, [*PLAIN, "compile"], in_place),
+                ratio(cell, ["floor"], in_place),
+            ]
+        )
+        times = [_time(cell.get(name)) for name in names]
+        table.add_row(first.name, str(first.batch), *times, *_ratios(ratios[-1]))
+    means = [geometric_mean(column) for column in zip(*ratios, strict=True)]
+    table.add_section()
+    table.add_row("geometric mean", "", *[""] * len(names), *_ratios(means))
+    table.caption = (
+        "ours is the in-place form; best plain is the fastest of the plain forms and compile; floor: x.mean and "
+        "two linears; limit: the block's bytes at the bandwidth above (in cache a kernel can beat it)"
+    )
+    return table
+
+
+def _network_table(rows: list[Row]) -> Table:
+    table = Table(title="Whole networks; median ms")
+    names = ["plain", "plain-inplace", "fused", "identity"]
+    for heading in ("network", "N", "threads", *names, "plain/\nfused", "(fused - identity)/\n(plain - identity)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cell in by_cell(rows).values():
+        first = next(iter(cell.values()))
+        best = [name for name in names[:2] if name in cell and cell[name].median_ms is not None]
+        times = {name: row.median_ms for name, row in cell.items()}
+        share = None
+        if best and times.get("fused") and times.get("identity"):
+            plain, identity = min(times[name] for name in best), times["identity"]
+            share = (times["fused"] - identity) / (plain - identity)
+        table.add_row(
+            first.name,
+            str(first.batch),
+            MISSING if first.threads is None else str(first.threads),
+            *[_time(cell.get(name)) for name in names],
+            *_ratios([ratio(cell, best, "fused"), share]),
+        )
+    table.caption = "plain is the faster of the two plain forms; identity: the MoD blocks left out, the limit"
+    return table
+
+
+def _time(row: Row | None) -> str:
+    if row is None or row.check.startswith("left out"):
+        return MISSING
+    if row.check.startswith("wrong"):
+        return "WRONG"
+    return f"{row.median_ms:.3g}"
+
+
+def _ratios(values: Iterable[float | None]) -> list[str]:
+    return [MISSING if value is None else f"{value:.2f}" for value in values]

@@ -1,0 +1,189 @@
+"""``mod-kernels verify | bench | info``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import _info, _verify_table
+from .backends import BACKENDS as KNOWN_BACKENDS
+from .spec import DTYPES
+from .verify import BACKENDS, verify
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+_DEVICES = ("cpu", "cuda")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fused kernels for CNN Mixture-of-Depths: check the numbers, measure, look around.",
+)
+
+
+def main() -> None:
+    app()
+
+
+@app.command(name="verify")
+def verify_command(
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[list[str], typer.Option(help=f"of x; repeatable: {', '.join(_DTYPES)}")] = list(_DTYPES),  # noqa: B006 (typer copies)
+    backend: Annotated[list[str], typer.Option(help=f"repeatable: {', '.join(BACKENDS)}")] = list(BACKENDS),  # noqa: B006
+    quick: Annotated[bool, typer.Option(help="small shapes only")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="write every comparison to this file")] = None,
+) -> None:
+    """Check every op against float64 in three stages: logits, selection, values. Exit status 1 if one fails."""
+    _device(device)
+    dtypes = tuple(_DTYPES[_one_of("dtype", name, _DTYPES)] for name in dtype)
+    choices = tuple(name for name in KNOWN_BACKENDS if name != "auto")
+    for name in backend:
+        _one_of("backend", name, choices)
+    console = _console()
+    with console.status("") if console.is_terminal else Console(quiet=True).status("") as status:
+
+        def on_row(row: Any) -> None:
+            status.update(f"{row.backend} {row.dtype} {row.layout} {row.shape} {row.op}")
+
+        report = verify(device, dtypes, tuple(backend), quick, on_row=on_row)
+    _verify_table.show(report, console)
+    if json_path is not None:
+        _write(json_path, {"device": device, "seed": report.seed, "ok": report.ok} | _summary(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    networks: Annotated[bool, typer.Option("--networks", help="whole networks instead of blocks")] = False,
+    network: Annotated[list[str] | None, typer.Option(help="which, with --networks; repeatable")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="the four bottleneck blocks, within two minutes")] = False,
+    batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="CPU threads; repeatable; default 1 and all")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="default float32 on cpu, float16 on cuda")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+) -> None:
+    """Measure plain PyTorch, torch.compile and this package side by side. Ctrl-C keeps what was measured."""
+    from .bench import blocks, machine, store, table
+    from .bench import networks as whole
+
+    _device(device)
+    if quick and networks:
+        _refuse("--quick is blocks only: leave out --networks or --quick")
+    if network and not networks:
+        _refuse("--network goes with --networks")
+    # Below these the engines have no kernels, and plain code on a CPU has none worth comparing with.
+    dtypes = ("float32",) if device == "cpu" else ("float32", "float16")
+    chosen = _DTYPES[_one_of("dtype", dtype or dtypes[-1], dtypes)]
+    counts = tuple(threads or dict.fromkeys((1, torch.get_num_threads())))
+    for name, values in (("threads", counts), ("batch", batch or ())):
+        if min(values, default=1) < 1:
+            _refuse(f"{name} must be at least 1, got {min(values)}")
+    if networks:
+        from . import models
+
+        for name in network or ():
+            _one_of("network", name, models.list_models())
+
+    results = store.Results(machine.describe(), " ".join(["mod-kernels", *sys.argv[1:]]))
+    console = _console()
+    with _progress() as progress:
+        task = progress.add_task("", total=None)
+
+        def on_cell(label: object, number: int, total: int) -> None:
+            progress.update(task, description=str(label), completed=number, total=total)
+            if not progress.console.is_terminal:
+                print(f"[{number + 1}/{total}] {label}", file=sys.stderr, flush=True)
+
+        try:
+            if networks:
+                names = tuple(network or whole.NETWORKS)
+                whole.run(names, tuple(batch or (1,)), counts, results, on_cell, device, chosen)
+            else:
+                plan = blocks.Plan(
+                    batches=tuple(batch or blocks.BATCHES), threads=counts, device=device, dtype=chosen
+                )
+                blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
+        except KeyboardInterrupt:
+            results.interrupted = True
+    table.show(results, console)
+    if json_path is not None:
+        store.save(results, json_path)
+    if results.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if any(row.check.startswith("wrong") for row in results.rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def info() -> None:
+    """Versions, the processor, which backends work and why the others don't."""
+    console = _console()
+    for name, value in _info.info().items():
+        if isinstance(value, dict) and name == "backends":
+            for backend, said in value.items():
+                rest = ", ".join(f"{key} {text}" for key, text in said.items() if key != "status")
+                _line(console, f"backend {backend}", said["status"] + (f" ({rest})" if rest else ""))
+        elif isinstance(value, dict):
+            _line(console, name, ", ".join(f"{key} {text}" for key, text in value.items()))
+        else:
+            _line(console, name, "not set" if name.isupper() and value is None else str(value or "not installed"))
+
+
+def _line(console: Console, name: str, text: str) -> None:
+    console.print(f"{name:<20} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _summary(report: Any) -> dict[str, Any]:
+    """The worst comparison of each group, every failure, and what was not served."""
+    return {
+        "comparisons": len(report.checked),
+        "groups": [asdict(row) for row in _verify_table.worst(report).values()],
+        "failed": [asdict(row) for row in report.failed],
+        "not_served": _verify_table.not_served(report),
+    }
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _console() -> Console:
+    """Standard output; wide where it is no terminal, so that a log keeps whole rows."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=170) if piped else Console()
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _device(name: str) -> None:
+    _one_of("device", name, _DEVICES)
+    if name == "cuda" and not torch.cuda.is_available():
+        _refuse("device 'cuda': no CUDA device is available here")
+
+
+def _one_of(what: str, name: str, choices: Any) -> str:
+    if name not in choices:
+        _refuse(f"{what} must be one of {', '.join(choices)}, got {name!r}")
+    return name
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"mod-kernels: {message}", file=sys.stderr)
+    raise typer.Exit(2)
