@@ -58,8 +58,6 @@ def _check_selection(logits: Tensor, scores: Tensor, index: Tensor, tolerance: f
     k = index.shape[1]
     repeated = index.sort(1).values.diff(dim=1).eq(0).any()
     if bool((index < 0).any() | (index >= logits.shape[1]).any() | repeated):
-        index.sort(1).values.diff(dim=1).eq(0).sum()
-    ):
         return "selected channels that repeat or do not exist"
     slack = 2 * tolerance * logits.abs().amax()
     chosen = logits.gather(1, index)

@@ -149,7 +149,7 @@ def _make_plain(block: MoDBlock, ending: str) -> PlainBlock:
 
 
 def _randomise_norms(model: nn.Module) -> None:
-    """Norms as of a trained network: running statistics other than 0 and 1, so that a fold that forgets them shows.
+    """Norms as of a trained network, with running statistics other than 0 and 1: a wrong fold then shows.
 
     The last norm of each standard block is small: activations that double from block to block, as with fresh
     weights, drive the plain form's sigmoids to 1.0, where ``torch.topk`` sees ties and selects by chance.
