@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -81,9 +82,16 @@ def run_cell(
             low, median, high = one.quartiles()
             times = {"median_ms": median, "q1_ms": low, "q3_ms": high}
             times |= {"samples": len(one.samples), "repeats": one.repeats}
+            times["over_identity_ms"] = median_difference_ms(one, by_name["identity"])
         text = str(dtype).removeprefix("torch.")
         rows.append(Row(name, "network", batch, threads, device, text, "eager", "warm", provider, check, **times))
     return rows
+
+
+def median_difference_ms(one: Timed, other: Timed) -> float:
+    """Round by round, so that what slows a whole round down cancels."""
+    pairs = zip(one.samples, other.samples, strict=True)
+    return statistics.median(first - second for first, second in pairs) * 1e3
 
 
 def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> str:

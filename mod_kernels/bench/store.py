@@ -33,6 +33,7 @@ class Row:
     q3_ms: float | None = None
     samples: int = 0
     repeats: int = 0
+    over_identity_ms: float | None = None  # networks: median over the rounds of its time less the identity's
 
     @property
     def cell(self) -> tuple:

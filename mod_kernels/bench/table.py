@@ -105,11 +105,10 @@ def _network_table(rows: list[Row]) -> Table:
     for cell in by_cell(rows).values():
         first = next(iter(cell.values()))
         best = [name for name in names[:2] if name in cell and cell[name].median_ms is not None]
-        times = {name: row.median_ms for name, row in cell.items()}
         share = None
-        if best and times.get("fused") and times.get("identity"):
-            plain, identity = min(times[name] for name in best), times["identity"]
-            share = (times["fused"] - identity) / (plain - identity)
+        if best and "fused" in cell and cell["fused"].over_identity_ms is not None:
+            plain = min(cell[name].over_identity_ms for name in best)
+            share = cell["fused"].over_identity_ms / plain if plain > 0 else None
         table.add_row(
             first.name,
             str(first.batch),
@@ -117,7 +116,10 @@ def _network_table(rows: list[Row]) -> Table:
             *[_time(cell.get(name)) for name in names],
             *_ratios([ratio(cell, best, "fused"), share]),
         )
-    table.caption = "plain is the faster of the two plain forms; identity: the MoD blocks left out, the limit"
+    table.caption = (
+        "plain is the faster of the two plain forms; identity: the MoD blocks left out, the limit; "
+        "differences are medians over the rounds, each round's against its own"
+    )
     return table
 
 

@@ -1,0 +1,120 @@
+"""Plots made from result files alone: bars per block for N = 1, 8, 32, plain against compiled against ours.
+
+    python -m benchmarks.plot [FILE.json ...] [--format png|svg]
+
+Without a file: every result file in benchmarks/results/ that holds blocks. The picture lies beside its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from mod_kernels.bench.machine import short_name
+from mod_kernels.bench.providers import ENGINES
+from mod_kernels.bench.store import Results, Row, load
+from mod_kernels.bench.table import by_cell, geometric_mean, ratio
+
+RESULTS = Path(__file__).parent / "results"
+COLOURS = {
+    "plain-clone": "#b5651d",
+    "plain-inplace": "#e0a96d",
+    "compile": "#8a8a8a",
+    "ours": "#1f6fb2",
+    "floor": "#c9d6df",
+}
+LABELS = {
+    "plain-clone": "plain PyTorch, clone + add",
+    "plain-inplace": "plain PyTorch, in place",
+    "compile": "torch.compile of the plain block",
+    "ours": "mod_kernels, in place",
+    "floor": "floor: x.mean and two linears alone",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Plot block benchmark results.")
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--format", choices=("png", "svg"), default="png")
+    arguments = parser.parse_args()
+    for file in arguments.files or sorted(RESULTS.glob("*/*.json")):
+        for picture in plot(file, arguments.format):
+            print(picture)
+
+
+def plot(file: Path, picture_format: str = "png") -> list[Path]:
+    """One picture per thread count (CPU) or mode (GPU) in ``file``; none if it holds no blocks."""
+    try:
+        results = load(file)
+    except ValueError:  # another kind of result file, which the folder may hold
+        return []
+    groups: dict[tuple, list[Row]] = {}
+    for row in results.rows:
+        if row.kind != "network":
+            groups.setdefault((row.device, row.dtype, row.threads, row.mode, row.cache, row.kind), []).append(row)
+    pictures = []
+    for group, rows in groups.items():
+        device, dtype, threads, mode, cache, kind = group
+        part = f"threads{threads}" if device == "cpu" else f"{mode}-{cache}"
+        picture = file.with_name(f"{file.stem}-{kind}-{dtype}-{part}.{picture_format}")
+        _draw(results, group, rows, picture)
+        pictures.append(picture)
+    return pictures
+
+
+def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> None:
+    device, dtype, threads, mode, cache, kind = group
+    ours = f"{ENGINES[device]}-inplace"
+    cells = by_cell(rows)
+    batches = sorted({row.batch for row in rows})
+    figure, axes = plt.subplots(1, len(batches), figsize=(4.6 * len(batches), 4.4), squeeze=False)
+    for axis, batch in zip(axes[0], batches, strict=True):
+        _bars(axis, [cell for cell in cells.values() if _any(cell).batch == batch], ours, mode)
+        axis.set_title(f"N = {batch}", fontsize=11)
+    axes[0][0].set_ylabel("time per block, ms (log)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
+    mean = geometric_mean(ratio(cell, ["plain-clone"], ours) for cell in cells.values())
+    where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{mode}, L2 {cache}"
+    speed = f"; ours {mean:.1f}x the plain clone form (geometric mean)" if mean else ""
+    figure.suptitle(f"MoD block ({kind}), {dtype}, {where}{speed}", fontsize=12)
+    machine = results.machine
+    label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
+    figure.text(0.5, 0.085, label, ha="center", fontsize=8, color="#555555")
+    figure.tight_layout(rect=(0, 0.1, 1, 0.97))
+    figure.savefig(picture, dpi=130, metadata={"Date": None} if picture.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def _bars(axis, cells: list[dict[str, Row]], ours: str, mode: str) -> None:
+    """Groups of bars, one group per shape; a provider without a time leaves its place empty."""
+    width = 0.8 / len(COLOURS)
+    for place, (name, colour) in enumerate(COLOURS.items()):
+        provider = ours if name == "ours" else name
+        label = f"{LABELS[name]}, CUDA graph" if mode == "graph" and name.startswith("plain") else LABELS[name]
+        times = [cell[provider].median_ms if provider in cell else None for cell in cells]
+        at = [index - 0.4 + (place + 0.5) * width for index in range(len(cells))]
+        known = [(x, time) for x, time in zip(at, times, strict=True) if time is not None]
+        axis.bar([x for x, _ in known], [time for _, time in known], width, color=colour, label=label)
+        if name in ("plain-clone", "ours"):
+            for x, time in known:
+                axis.text(x, time * 1.04, f"{time:.2g}", ha="center", va="bottom", fontsize=7)
+    axis.set_yscale("log")
+    axis.margins(y=0.1)
+    axis.set_xticks(range(len(cells)), [_any(cell).name for cell in cells], fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", which="major", color="#e5e5e5")
+    axis.set_axisbelow(True)
+
+
+def _any(cell: dict[str, Row]) -> Row:
+    return next(iter(cell.values()))
+
+
+if __name__ == "__main__":
+    main()
