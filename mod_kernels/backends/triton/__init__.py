@@ -18,7 +18,15 @@ from .._engine import Call, Engine, Support
 NAMESPACE = "mod_kernels_triton"
 # Ops with a counter per sample, zero before and after each call (see select.py).
 _WITH_WORKSPACE = ("select_channels", "mod_block", "mod_block_")
-_OPS = ("select_channels", "gather_channels", "fuse_channels", "fuse_channels_", "tail_", "mod_block", "mod_block_")
+_OPS = (
+    "select_channels",
+    "gather_channels",
+    "fuse_channels",
+    "fuse_channels_",
+    "tail_",
+    "mod_block",
+    "mod_block_",
+)
 
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)

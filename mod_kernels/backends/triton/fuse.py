@@ -118,7 +118,7 @@ def fuse_channels_inplace_fwd_kernel(
     x = tl.load(x_plane + pixel, mask=mask, other=0.0)
     z = tl.load(z_ptr + _z_offset(n, j, pixel, stride_zn, hw, K, Z_CHANNELS_LAST), mask=mask, other=0.0)
     total = x.to(tl.float32) + tl.load(scores_ptr + plane) * z.to(tl.float32)
-    if POSITION == "original":
+    if POSITION == "original":  # noqa: SIM102 (decided when the kernel is compiled)
         if owner & (repeats > 0):
             for later in range(K):
                 hit = (later > j) & (tl.load(index_ptr + n * K + later) == target)

@@ -137,9 +137,7 @@ def _fuse(x, z, scores, index, position, y):
     hw, stride, align = _plane_geometry(x)
     in_place = y is None
     z_channels_last = layout_of(z) == CHANNELS_LAST
-    variant = _fuse_variant(
-        _TYPE_NAMES[x.dtype], channels, k, hw, align, position, z_channels_last, in_place
-    )
+    variant = _fuse_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align, position, z_channels_last, in_place)
     config = configs.plane_config(channels, hw, one_plane=in_place)
     tiles = -(-hw // config.block_hw)
     arguments = {
@@ -184,9 +182,7 @@ def tail_(x, scores, index, conv_weights, conv_biases, kind, final_relu, positio
         convs += convs[2:]  # a basic block has no third convolution: its second's tensors stand in, unread
     hw, stride, align = _plane_geometry(x)
     types = tuple(_TYPE_NAMES[t.dtype] for t in (x, *convs))
-    launches = _tail_variants(
-        types, n, channels, k, mid_channels, hw, align, bottleneck, final_relu, position
-    )
+    launches = _tail_variants(types, n, channels, k, mid_channels, hw, align, bottleneck, final_relu, position)
     weight1, bias1, weight2, bias2, weight3, bias3 = convs
     programs = -(-hw // configs.tail_config(n, k, mid_channels, hw).block_hw) if len(launches) > 1 else 1
     arguments = {

@@ -17,9 +17,7 @@ def _channel_vector(ptr, channel, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _add_plane_3x3(
-    acc, plane_ptr, weight_ptr, out, OUT: tl.constexpr, IN: tl.constexpr, pixel, hw, width, inside
-):
+def _add_plane_3x3(acc, plane_ptr, weight_ptr, out, OUT: tl.constexpr, IN: tl.constexpr, pixel, hw, width, inside):
     """``acc[o, p] += sum over the nine taps of weight[o, tap] * plane[p + tap]``, zero padding 1.
 
     acc (OUT padded, BLOCK_HW) float32; weight_ptr is at [0, i, 0, 0] of weights (OUT, IN, 3, 3); inside False
@@ -74,7 +72,9 @@ def _gather_3x3(
 
 
 @triton.jit
-def _expand_1x1(acc, weight_ptr, bias_ptr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, M_PAD: tl.constexpr):
+def _expand_1x1(
+    acc, weight_ptr, bias_ptr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, M_PAD: tl.constexpr
+):
     """``z[j, p] = b3[j] + sum_m w3[j, m] * acc[m, p]``; acc (M_PAD, BLOCK_HW), z (K_PAD, BLOCK_HW)."""
     j = tl.arange(0, K_PAD)
     lane = tl.arange(0, M_PAD)
@@ -163,8 +163,9 @@ def tail_fwd_kernel(
                 _gather_1x1(x_sample, index_row, weight1_ptr, bias1_ptr, mid_sample, pixel, hw, C, K, M, K_PAD)
             else:
                 _gather_3x3(
-                    x_sample, index_row, weight1_ptr, bias1_ptr, mid_sample, pixel, hw, width, C, K, K_PAD, BLOCK_HW
-                )
+                    x_sample, index_row, weight1_ptr, bias1_ptr, mid_sample, pixel, hw, width,
+                    C, K, K_PAD, BLOCK_HW,
+                )  # fmt: skip
     if FIRST and REST:
         tl.debug_barrier()
     if REST:
@@ -179,6 +180,4 @@ def tail_fwd_kernel(
                 acc = _expand_1x1(_relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
             if FINAL_RELU:
                 acc = _relu(acc)
-            _add_to_channels(
-                x_sample, acc, scores_ptr + n * K, index_row, pixel, hw, C, K, K_PAD, POSITION
-            )
+            _add_to_channels(x_sample, acc, scores_ptr + n * K, index_row, pixel, hw, C, K, K_PAD, POSITION)

@@ -1,0 +1,58 @@
+"""The three stages of the numerics check, for one result of the engine."""
+
+import torch
+
+from mod_kernels import reference
+from mod_kernels._tolerances import LOGITS, VALUES, relative_norm, relative_to_largest
+
+from ...support import double
+
+
+def same_bits(a, b):
+    """Shape, dtype and every bit (NaNs and signed zeros included)."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
+    )
+
+
+def check_selection(x, spec, scores, index, logits, pooled=None):
+    """Stages 1 and 2: logits against float64, the top k of the kernel's own logits, their sigmoids."""
+    spec64 = double(spec)
+    pooled64 = None if pooled is None else pooled.double()
+    exact = reference.selector_logits(x.double(), *spec64.selector_arguments, pooled=pooled64)
+    assert relative_to_largest(logits, exact) <= LOGITS[x.dtype]
+    check_ranking(spec.k, scores, index, logits)
+    if exact.numel():
+        slack = 2 * LOGITS[x.dtype] * exact.abs().amax()
+        assert (exact.gather(1, index) >= exact.topk(spec.k).values[:, -1:] - slack).all()
+
+
+def check_ranking(k, scores, index, logits):
+    """Stage 2 alone, for logits of any kind."""
+    assert torch.equal(index, reference.rank_channels(logits, k))
+    expected = torch.sigmoid(logits.double().gather(1, index))
+    torch.testing.assert_close(scores.double(), expected, rtol=VALUES[torch.float32], atol=1e-30, equal_nan=True)
+
+
+def check_block(before, spec, y, scores, index, logits, pooled=None):
+    """All three stages; ``before`` is x as it went in."""
+    check_selection(before, spec, scores, index, logits, pooled)
+    check_tail(before, spec, y, scores, index)
+
+
+def check_tail(before, spec, y, scores, index):
+    """Stage 3: the written channels given index and scores, and the others bit for bit."""
+    z = reference.narrow_conv_block(reference.gather_channels(before.double(), index), double(spec))
+    oracle = reference.fuse_channels(before.double(), z, scores.double(), index, spec.position)
+    n, channels = before.shape[:2]
+    touched = torch.zeros((n, channels), dtype=torch.bool, device=before.device)
+    if spec.position == "original":
+        touched.scatter_(1, index, True)
+    else:
+        first = 0 if spec.position == "first" else channels - spec.k
+        touched[:, first : first + spec.k] = True
+    assert relative_norm(y[touched], oracle[touched]) <= VALUES[before.dtype]
+    assert same_bits(y[~touched], before[~touched])

@@ -1,0 +1,69 @@
+"""The same tests under ``TRITON_INTERPRET=1`` on CPU tensors and, without it, on a GPU; else skipped."""
+
+import contextlib
+import os
+import warnings
+
+import pytest
+import torch
+from torch.utils import deterministic
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture
+def device():
+    if INTERPRETING:
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device")
+
+
+@pytest.fixture
+def interpreter(device):
+    if not INTERPRETING:
+        pytest.skip("the order of programs can be chosen in the interpreter only: needs TRITON_INTERPRET=1")
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Outputs and scratch are NaN (integers: the largest value) before a kernel sees them."""
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    with warnings.catch_warnings():
+        # The setting warns of cuBLAS; NumPy, inside the interpreter, of NaN and overflow.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+    torch.use_deterministic_algorithms(before[0], warn_only=warn_only)
+    deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def program_order(interpreter, monkeypatch):
+    """Context manager: the interpreter runs the programs of a grid "forward", "reversed" or "shuffled"."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    set_grid_idx = interpreter_builder.set_grid_idx
+
+    @contextlib.contextmanager
+    def in_order(order):
+        places = {}
+
+        def permuted(x, y, z):
+            count = interpreter_builder.grid_dim[0]
+            if count not in places:
+                shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+                forward = list(range(count))
+                places[count] = {"forward": forward, "reversed": forward[::-1], "shuffled": shuffled}[order]
+            set_grid_idx(places[count][x], y, z)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(interpreter_builder, "set_grid_idx", permuted)
+            yield
+        assert places, "no kernel ran"
+
+    return in_order

@@ -1,0 +1,169 @@
+"""The engine around the kernels: what it serves and why not, its ops in torch.library, its launch variants."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from mod_kernels.backends import Call
+from mod_kernels.backends.triton import _OPS, TRITON, configs, launch
+
+from ...support import feature_map, make_spec
+from .checks import same_bits
+
+
+def run_python(source, **environment):
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
+    return subprocess.run(
+        [sys.executable, "-c", source], env=env, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_import_needs_no_triton_and_no_gpu():
+    source = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch\n"
+        "from mod_kernels.backends.triton import TRITON\n"
+        "from mod_kernels.backends import Call\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "print(TRITON.supports(Call('mod_block', 'cuda', torch.float32, 'nchw', 64, 3)).reason)\n"
+        "print(TRITON.describe()['status'])\n"
+    )
+    for line in run_python(source).splitlines():
+        assert line.startswith("triton cannot be imported: ")
+
+
+def test_cpu_tensors_only_in_the_interpreter():
+    source = (
+        "import torch\n"
+        "from mod_kernels.backends.triton import TRITON\n"
+        "from mod_kernels.backends import Call\n"
+        "print(TRITON.supports(Call('mod_block', 'cpu', torch.float32, 'nchw', 64, 3)))\n"
+    )
+    refusal = "Triton runs on CPU tensors only under TRITON_INTERPRET=1"
+    assert run_python(source) == f"Support(ok=False, reason='{refusal}')\n"
+    assert run_python(source, TRITON_INTERPRET="1") == "Support(ok=True, reason='')\n"
+
+
+CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", torch.float32)
+
+
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        ({}, ""),
+        ({"device": "mps"}, "mps"),
+        ({"dtype": torch.bfloat16}, "bfloat16"),
+        ({"dtype": torch.float64}, "float64"),
+        ({"weight_dtype": torch.bfloat16}, "weights"),
+        ({"layout": "channels_last"}, "channels_last"),
+        ({"channels": 8192}, "C=8192"),
+        ({"k": 512}, "k=512"),
+        ({"kind": "inverted_residual"}, "inverted_residual"),
+        ({"op": "add_relu_pool"}, "add_relu_pool"),
+    ],
+)
+def test_says_what_it_serves(change, word, device):
+    answer = TRITON.supports(CALL._replace(**({"device": device} | change)))
+    assert answer.ok == (not word) and word in answer.reason and bool(answer.reason) == bool(word)
+
+
+def raw_calls(device):
+    """(op, arguments with workspace) of every op."""
+    x = feature_map((2, 24, 3, 5), device=device)
+    spec = make_spec(24, 4, device=device, bias=True)
+    selector = (*spec.selector_arguments, None, 4)
+    pooled = (*spec.selector_arguments, torch.randn((2, 24), device=device), 4)
+    scores = torch.rand((2, 4), device=device)
+    index = torch.stack([torch.randperm(24)[:4] for _ in range(2)]).to(device)
+    z = feature_map((2, 4, 3, 5), device=device)
+    workspace = torch.zeros(2, dtype=torch.int32, device=device)
+    yield "select_channels", (x, *selector, workspace)
+    yield "select_channels", (x, *pooled, workspace)
+    yield "gather_channels", (x, index)
+    yield "fuse_channels", (x, z, scores, None, "last")
+    yield "fuse_channels_", (x, z, scores, index, "original")
+    yield "tail_", (x, scores, index, *spec.conv_arguments)
+    yield "mod_block", (x, *selector, *spec.conv_arguments, workspace)
+    yield "mod_block_", (x, *selector, *spec.conv_arguments, workspace)
+
+
+def test_opcheck(device):
+    checked = set()
+    for name, arguments in raw_calls(device):
+        opcheck(getattr(torch.ops.mod_kernels_triton, name).default, arguments)
+        checked.add(name)
+    assert checked == set(_OPS) == set(TRITON.ops)
+
+
+def test_a_short_workspace_is_refused(device):
+    spec = make_spec(24, 4, device=device)
+    op = torch.ops.mod_kernels_triton.select_channels.default
+    workspace = torch.zeros(1, dtype=torch.int32, device=device)
+    with pytest.raises(RuntimeError, match="workspace must hold a counter per sample: 2 are needed, got 1"):
+        op(feature_map((2, 24, 3, 5), device=device), *spec.selector_arguments, None, 4, workspace)
+
+
+def test_compiled_call_is_one_graph_with_counters_of_its_own(device):
+    spec = make_spec(24, 4, device=device)
+
+    def block(x):
+        return TRITON.ops["mod_block"](x, *spec.selector_arguments, None, 4, *spec.conv_arguments)
+
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    x = feature_map((2, 24, 3, 5), device=device)
+    compiled = torch.compile(block, fullgraph=True, backend=backend)
+    assert all(same_bits(a, b) for a, b in zip(compiled(x), block(x), strict=True))
+    assert len(graphs) == 1 and "new_zeros" in graphs[0].code
+
+
+TORCH_TYPES = {
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+
+
+@pytest.mark.parametrize(
+    "shape", [configs.Shape("bottleneck", 24, 3, 5, 1, 35), configs.Shape("basic", 6, 2, 2, 2, 1155)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_variants_are_what_the_launcher_launches(shape, dtype, device, monkeypatch):
+    """No launch outside the enumerated variants, none of them never launched, arguments typed as they say."""
+    launched = {}
+
+    def record(variant, programs, arguments):
+        launched[variant] = arguments
+
+    monkeypatch.setattr(launch, "run", record)
+    kind = getattr(torch, dtype)
+    spec = make_spec(shape.channels, shape.k, shape.kind, kind, hidden=shape.hidden, device=device)
+    for samples in (1, 2, configs.SPLIT_BELOW_SAMPLES):
+        x = torch.zeros((samples, shape.channels, shape.hw // 35, 35), dtype=kind, device=device)
+        z, scores = x[:, : shape.k].contiguous(), torch.zeros((samples, shape.k), device=device)
+        index = torch.zeros((samples, shape.k), dtype=torch.int64, device=device)
+        for pooled in (None, torch.zeros((samples, shape.channels), device=device)):
+            for op in ("mod_block", "mod_block_"):
+                TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
+        TRITON.ops["gather_channels"](x, index)
+        TRITON.ops["fuse_channels"](x, z, scores, index, "first")
+        TRITON.ops["fuse_channels_"](x, z, scores, None, "first")
+    assert set(launched) == set(configs.variants(shape, dtype))
+    for variant, arguments in launched.items():
+        signature = dict(variant.signature)
+        assert signature.keys() == arguments.keys()
+        assert {*signature, *dict(variant.constexprs)} == set(launch.kernels()[variant.kernel].arg_names)
+        for name, argument in arguments.items():
+            if isinstance(argument, torch.Tensor):
+                assert signature[name] == TORCH_TYPES[argument.dtype]
+            else:
+                assert -(2**31) <= argument < 2 ** (63 if signature[name] == "i64" else 31)
