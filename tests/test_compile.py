@@ -41,7 +41,7 @@ def test_block_is_one_graph(backend, layout, compiler):
         y = compiled(x)
         assert relative_error(y, expected) < 1e-6
         assert y.stride() == expected.stride()
-        if backend == "cpu":
+        if backend == "cpu" and compiler == "inductor":  # aot_eager copies the Python scalars about
             operators = operators_of(compiled, x)
             assert any(name.startswith("mod_kernels_cpu::mod_block") for name in operators)
             assert not {"aten::clone", "aten::copy_", "aten::contiguous"} & set(operators)
