@@ -63,7 +63,8 @@ class CpuEngine(Engine):
             try:
                 torch.ops.load_library(path)
             except (OSError, RuntimeError) as error:
-                self.problems.append(f"{path.name} could not be loaded: {error}")
+                # torch names the path and keeps the loader's own words as the cause.
+                self.problems.append(f"{path.name} could not be loaded: {error.__cause__ or error}")
                 continue
             self.library = path
             namespace = getattr(torch.ops, NAMESPACE)
