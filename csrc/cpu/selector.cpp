@@ -41,7 +41,7 @@ inline void linear_tile(const Linear& layer, const float* in, int64_t n, int64_t
 #pragma GCC unroll 8
     for (int j = 0; j < kAll; ++j) sum[s][j] = VecF{};
   }
-  const auto multiply = [&](const VecF (&v)[kSamples], int j, VecF w) {
+  const auto multiply = [&](const VecF(&v)[kSamples], int j, VecF w) {
 #pragma GCC unroll 4
     for (int s = 0; s < kSamples; ++s) sum[s][j] += w * v[s];
   };
@@ -131,8 +131,8 @@ void insertion_top_k(const float* logits, int64_t channels, int64_t k, uint64_t*
   }
 }
 
-// First a bound: the k-th largest of the maxima of 2k or more groups of channels is no more than the k-th largest
-// logit, and few channels reach it. Then those few are sorted. False where too many reach it.
+// First a bound: the k-th largest of the maxima of 2k or more groups of channels is no more than the k-th
+// largest logit, and few channels reach it. Then those few are sorted. False where too many reach it.
 bool bounded_top_k(const float* logits, int64_t channels, int64_t k, uint64_t* best) {
   constexpr int64_t kMostVectors = 2 * kSmall / kLanes;
   const int64_t vectors = channels / kLanes, groups = (2 * k + kLanes - 1) / kLanes;
