@@ -105,6 +105,8 @@ def _bars(axis, cells: list[dict[str, Row]], ours: str, mode: str) -> None:
             for x, time in known:
                 axis.text(x, time * 1.04, f"{time:.2g}", ha="center", va="bottom", fontsize=7)
     axis.set_yscale("log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
     axis.margins(y=0.1)
     axis.set_xticks(range(len(cells)), [_any(cell).name for cell in cells], fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)

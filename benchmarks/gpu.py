@@ -1,0 +1,199 @@
+"""``make gpu``: all that is done on a GPU, in one command and under nine minutes, with what is installed there.
+
+    python3 benchmarks/gpu.py [--out FOLDER]
+
+Builds the C++ in place, runs the GPU tests, the numerics check, the benchmark (L2 flushed and warm, inside a CUDA
+graph and not) and compute-sanitizer on a short list. Results go to FOLDER or benchmarks/results/<gpu-name>/; every
+step's outcome is in gpu.json there. A failed step makes the exit status 1; the later ones still run.
+
+Without a GPU it rehearses: each step in the small form that a CPU can run, and for what it can't, why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET_S = 520.0  # of the nine minutes, with room for starting and for writing
+TAIL_LINES = 15
+STOP_S = 10.0
+TRITON_TESTS = "tests/backends/triton"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, the environment it adds, and the seconds it may take; or, with ``skip``, why it is not run."""
+
+    name: str
+    command: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    limit_s: float = 120.0
+    skip: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``outcome``: ``"ok"``, ``"failed"``, ``"timed out"`` or ``"skipped"`` (``note`` says why)."""
+
+    name: str
+    outcome: str
+    seconds: float = 0.0
+    command: str = ""
+    note: str = ""
+    output_tail: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build, test, verify, measure and sanitize on a GPU.")
+    parser.add_argument("--out", type=Path, help="folder of the results; default benchmarks/results/<gpu-name>")
+    out = parser.parse_args().out
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    if out is None:
+        name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") if gpu else None
+        out = ROOT / "benchmarks" / "results" / name if name else ROOT / "build" / "gpu-rehearsal"
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{gpu or 'no GPU: a rehearsal of each step in the form that a CPU can run'}; results in {out}", flush=True
+    )
+    steps = steps_on_gpu(out, shutil.which("compute-sanitizer")) if gpu else steps_in_rehearsal(out)
+    outcomes = run_all(steps, BUDGET_S, lambda outcomes: write(out, gpu, outcomes))
+    return 1 if any(outcome.outcome in ("failed", "timed out") for outcome in outcomes) else 0
+
+
+def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
+    """What a GPU runs, in order."""
+    python, module = sys.executable, [sys.executable, "-m", "mod_kernels"]
+    named = ["--backend", "reference", "--backend", "triton"]
+    ignored = ["--ignore", f"{TRITON_TESTS}/test_ahead_of_time.py"]
+    steps = [
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=120),
+        Step("tests", [python, "-m", "pytest", "-q", TRITON_TESTS, *ignored], limit_s=150),
+        Step(
+            "verify",
+            [*module, "verify", "--device", "cuda", *named, "--json", str(out / "verify.json")],
+            limit_s=120,
+        ),
+        Step("bench float16", _bench(module, "float16", out), limit_s=200),
+        Step("bench float32", _bench(module, "float32", out), limit_s=200),
+    ]
+    # First, so that they are not what a slow benchmark leaves no time for.
+    for number, tool in enumerate(("memcheck", "racecheck")):
+        command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", python, "benchmarks/sanitize.py"]
+        # Cached blocks hide what runs past an allocation.
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        skip = "" if sanitizer else "compute-sanitizer is not on the path"
+        steps.insert(3 + number, Step(f"compute-sanitizer {tool}", command, environment, 60, skip))
+    return steps
+
+
+def _bench(module: list[str], dtype: str, out: Path) -> list[str]:
+    path = out / f"blocks-{dtype}.json"
+    return [*module, "bench", "--quick", "--device", "cuda", "--dtype", dtype, "--json", str(path)]
+
+
+def steps_in_rehearsal(out: Path) -> list[Step]:
+    """The same steps as a machine without a GPU can run them."""
+    from mod_kernels import backends
+
+    python, module = sys.executable, [sys.executable, "-m", "mod_kernels"]
+    interpreted = {"TRITON_INTERPRET": "1"}
+    built = backends.engines()["cpu"]["status"] == "ok"
+    why_not = "no GPU; the script it watches is run by itself, interpreted"
+    verify = ["verify", "--quick", "--backend", "triton", "--dtype", "float32", "--json", str(out / "verify.json")]
+    bench = ["bench", "--quick", "--batch", "1", "--threads", "1", "--json", str(out / "blocks.json")]
+    return [
+        Step(
+            "build", [python, "setup.py", "build_ext", "--inplace"], skip="the library is built" if built else ""
+        ),
+        Step(
+            "tests (interpreted)",
+            [python, "-m", "pytest", "-q", f"{TRITON_TESTS}/test_gather_fuse.py"],
+            interpreted,
+        ),
+        Step("verify (interpreted)", [*module, *verify], interpreted),
+        Step("compute-sanitizer memcheck", skip=why_not),
+        Step("compute-sanitizer racecheck", skip=why_not),
+        Step("sanitize.py (interpreted)", [python, "benchmarks/sanitize.py"], interpreted),
+        Step("bench with a flushed L2", skip="no GPU"),
+        Step("bench inside CUDA graphs", skip="no GPU"),
+        Step("bench (cpu)", [*module, *bench]),
+    ]
+
+
+def run_all(steps: list[Step], budget_s: float, on_outcome: Callable[[list[Outcome]], None]) -> list[Outcome]:
+    """Run each step whatever became of the ones before; ``on_outcome`` gets all outcomes after each."""
+    started, outcomes = time.monotonic(), []
+    for step in steps:
+        left = budget_s - (time.monotonic() - started)
+        if step.skip:
+            outcome = Outcome(step.name, "skipped", note=step.skip)
+        elif left < 5:
+            outcome = Outcome(step.name, "timed out", note=f"the {budget_s:.0f} s of the whole are used up")
+        else:
+            outcome = run(step, min(step.limit_s, left))
+        outcomes.append(outcome)
+        took = f" {outcome.seconds:.0f} s" if outcome.seconds else ""
+        print(f"{outcome.outcome:<9}{took:>6}  {outcome.name}  {outcome.note}".rstrip(), flush=True)
+        if outcome.outcome in ("failed", "timed out"):
+            print("\n".join(f"    {line}" for line in outcome.output_tail), flush=True)
+        on_outcome(outcomes)
+    return outcomes
+
+
+def run(step: Step, limit_s: float) -> Outcome:
+    """One step, its output kept to the last lines."""
+    start = time.monotonic()
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, **step.environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    try:
+        process = subprocess.Popen(step.command, cwd=ROOT, env=environment, **pipes)
+    except OSError as error:
+        return Outcome(step.name, "failed", note=str(error))
+    try:
+        output, _ = process.communicate(timeout=limit_s)
+        outcome = "ok" if process.returncode == 0 else "failed"
+        note = "" if outcome == "ok" else f"exit status {process.returncode}"
+    except subprocess.TimeoutExpired:
+        output = _stop(process)
+        outcome, note = "timed out", f"stopped after {limit_s:.0f} s"
+    command = " ".join(step.command).replace(str(ROOT) + os.sep, "").replace(sys.executable, "python3")
+    seconds = time.monotonic() - start
+    return Outcome(step.name, outcome, round(seconds, 1), command, note, output.splitlines()[-TAIL_LINES:])
+
+
+def _stop(process: subprocess.Popen) -> str:
+    """Ctrl-C first: the benchmark then writes what it has measured."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=STOP_S)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
+
+
+def write(out: Path, gpu: str | None, outcomes: list[Outcome]) -> None:
+    """gpu.json, again after every step: a run that is cut off leaves what it did."""
+    from mod_kernels.bench import machine
+
+    content = {"machine": machine.describe(), "rehearsal": gpu is None, "steps": [asdict(one) for one in outcomes]}
+    (out / "gpu.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # run as a script, from a checkout in which nothing is installed
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The numerics check finds what it is for: each way of being wrong is built in and must show, at its own stage."""
+
+import pytest
+import torch
+
+from mod_kernels import _tolerances, _verify_table, backends, verify
+from mod_kernels._layout import memory_format_of
+from mod_kernels._verify_inputs import _SMALL
+from mod_kernels.verify import LAYOUTS
+
+from .oracle_engine import _fuse_channels, _fuse_channels_, _gather_channels, _select_channels
+
+
+def _block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, weights, biases, kind, relu, position):
+    arguments = (x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, weights, biases, kind, relu, position)
+    return verify._reference_block_(*arguments)
+
+
+def _block(x, *arguments):
+    y = x.clone(memory_format=torch.preserve_format if x.is_contiguous() else memory_format_of(x))
+    return (y, *_block_(y, *arguments))
+
+
+class Broken(backends.Engine):
+    """Right in float32 and float16 until a test replaces an op."""
+
+    name = "cpu"
+
+    def __init__(self):
+        self.ops = {
+            "select_channels": _select_channels,
+            "gather_channels": _gather_channels,
+            "fuse_channels": _fuse_channels,
+            "fuse_channels_": _fuse_channels_,
+            "mod_block": _block,
+            "mod_block_": _block_,
+        }
+
+    def supports(self, call):
+        if call.dtype not in (torch.float32, torch.float16):
+            return backends.Support(False, f"{call.dtype} is not served")
+        return backends.Support(call.op in self.ops, "" if call.op in self.ops else f"{call.op} is not served")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tensors are small: a second thread only makes them wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_shapes(monkeypatch):
+    monkeypatch.setattr(verify, "cases", lambda *_: (_SMALL[1], _SMALL[4]))
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    engine = Broken()
+    monkeypatch.setitem(backends._ENGINES, "cpu", engine)
+    monkeypatch.setattr(backends, "_choices", {})
+    return engine
+
+
+def run(dtype=torch.float32, **options):
+    return verify.verify(dtypes=(dtype,), backends=("cpu",), quick=True, seed=7, **options)
+
+
+def failed(report):
+    return {(row.op.split()[0], row.stage) for row in report.failed}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_right_engine_passes(engine, dtype):
+    report = run(dtype)
+    assert report.failed == []
+    assert report.ok
+    ops = {row.op.split()[0] for row in report.checked}
+    assert ops == set(engine.ops)
+    assert {row.layout for row in report.checked} == set(LAYOUTS[:2])
+    # What is not served is there, with its reason.
+    assert {row.note for row in report.rows if not row.served} == {
+        "add_relu_pool is not served",
+        "add_relu_pool_ is not served",
+    }
+
+
+def test_a_selector_in_low_precision_fails_stage_1(engine, two_shapes):
+    def select(x, fc1_weight, fc2_weight, *rest):
+        return _select_channels(x, fc1_weight.half().float(), fc2_weight.half().float(), *rest)
+
+    engine.ops["select_channels"] = select
+    found = failed(run())
+    assert ("select_channels", "logits") in found
+    assert {op for op, _ in found} == {"select_channels"}
+
+
+def test_a_flipped_selection_fails_stage_2(engine, two_shapes):
+    def select(*arguments):
+        scores, index, *rest = _select_channels(*arguments)
+        return scores, index.flip(1), *rest
+
+    engine.ops["select_channels"] = select
+    assert ("select_channels", "selection") in failed(run())
+
+
+def test_ties_to_the_higher_channel_fail_stage_2(engine, two_shapes):
+    def select(*arguments):
+        scores, index, logits, *rest = _select_channels(*arguments)
+        if logits.numel() and bool((logits == logits[0, 0]).all()):
+            index = logits.shape[1] - 1 - index
+        return scores, index, logits, *rest
+
+    engine.ops["select_channels"] = select
+    report = run()
+    assert {(row.stage, row.shape) for row in report.failed} == {("selection", "3x64x7x7 k=4 tied")}
+
+
+def test_a_selection_of_its_own_wrong_logits_fails(engine, two_shapes):
+    # Consistent with itself, so only the comparison with float64 can tell.
+    def select(x, fc1_weight, fc2_weight, *rest):
+        return _select_channels(x, fc1_weight, -fc2_weight, *rest)
+
+    engine.ops["select_channels"] = select
+    found = failed(run())
+    assert {("select_channels", "logits"), ("select_channels", "chosen")} <= found
+
+
+def test_a_wrong_score_fails(engine, two_shapes):
+    def block_(*arguments):
+        scores, index, logits = _block_(*arguments)
+        return scores * 1.001, index, logits
+
+    engine.ops["mod_block_"] = block_
+    assert {("mod_block_", "scores"), ("mod_block_", "values")} <= failed(run())
+
+
+def test_reading_x_when_pooled_is_given_fails(engine, two_shapes):
+    def select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+        outputs = _select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, None, k)
+        return outputs if pooled is None else (*outputs[:4], outputs[4].new_empty(0))
+
+    engine.ops["select_channels"] = select
+    assert {row.op for row in run().failed} == {"select_channels pooled"}
+
+
+def test_writing_a_channel_that_passes_through_fails(engine, two_shapes):
+    def fuse_(x, z, scores, index, position):
+        _fuse_channels_(x, z, scores, index, position)
+        if position == "first":
+            x[:, -1] += 0.0  # -0.0 becomes +0.0: equal, but not the same bits
+
+    engine.ops["fuse_channels_"] = fuse_
+    assert {(row.op, row.stage) for row in run().failed} == {("fuse_channels_ first", "pass-through")}
+
+
+def test_rounding_between_the_convolutions_fails_stage_3(engine, two_shapes):
+    def block(x, *arguments):
+        *selector, weights, biases, kind, relu, position = arguments
+        return _block(x, *selector, [w.half().float() for w in weights], biases, kind, relu, position)
+
+    engine.ops["mod_block"] = block
+    assert failed(run()) == {("mod_block", "values")}
+
+
+def test_an_output_that_is_not_written_fails(engine, two_shapes):
+    def fuse(x, z, scores, index, position):
+        y = torch.empty_like(x)  # NaN, through the poisoning
+        right = _fuse_channels(x, z, scores, index, position)
+        y[:, 1:] = right[:, 1:]
+        return y
+
+    engine.ops["fuse_channels"] = fuse
+    assert {("fuse_channels", "values"), ("fuse_channels", "pass-through")} <= failed(run())
+
+
+def test_writing_into_the_input_fails(engine, two_shapes):
+    def block(x, *arguments):
+        return (x, *_block_(x, *arguments))
+
+    engine.ops["mod_block"] = block
+    assert ("mod_block", "input") in failed(run())
+
+
+def test_a_write_between_the_samples_of_a_view_fails(engine, two_shapes):
+    def fuse_(x, z, scores, index, position):
+        _fuse_channels_(x, z, scores, index, position)
+        if x.shape[0] > 1 and not x.is_contiguous() and x.stride(0) == 2 * x[0].numel():
+            torch.as_strided(x, (1,), (1,), x[0].numel()).fill_(0)
+
+    engine.ops["fuse_channels_"] = fuse_
+    report = verify.Report("cpu", 7)
+    report.rows = list(verify._Checker("cpu", torch.float32, "sliced", "cpu", 7).rows(quick=True))
+    assert failed(report) == {("fuse_channels_", "between samples")}
+
+
+def test_a_lost_layout_fails(engine, two_shapes):
+    engine.ops["fuse_channels"] = lambda *arguments: _fuse_channels(*arguments).contiguous()
+    assert {(row.layout, row.stage) for row in run().failed} == {("channels_last", "values")}
+
+
+def test_a_kernel_that_raises_is_a_failed_row(engine, two_shapes):
+    def gather(x, index):
+        raise RuntimeError("no kernel image\nmore")
+
+    engine.ops["gather_channels"] = gather
+    report = run()
+    assert failed(report) == {("gather_channels", "ran")}
+    assert report.failed[0].note == "no kernel image"
+
+
+def test_nothing_served_is_not_ok():
+    report = verify.verify(dtypes=(torch.float32,), backends=("cuda",), quick=True)
+    assert report.checked == []
+    assert not report.ok
+    assert report.rows
+    assert list(_verify_table.not_served(report)) == ["cuda"]
+
+
+def test_the_state_of_torch_is_restored(engine, two_shapes):
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    run()
+    after = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    assert after == before
+
+
+def test_the_same_seed_draws_the_same_inputs(engine, two_shapes):
+    errors = [[row.error for row in run().checked] for _ in range(2)]
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_reference_against_float64(dtype, two_shapes):
+    report = verify.verify(dtypes=(dtype,), backends=("reference",), quick=True)
+    assert report.failed == []
+    assert report.ok
+
+
+def test_the_worst_row_of_a_group_is_the_failed_one(engine, two_shapes):
+    test_rounding_between_the_convolutions_fails_stage_3(engine, two_shapes)
+    worst = _verify_table.worst(run())
+    assert not worst["cpu", "mod_block", "float32", "nchw"].ok
+    assert worst["cpu", "mod_block_", "float32", "nchw"].ok
+
+
+def test_norms():
+    one = torch.ones(3)
+    assert _tolerances.relative_norm(one, one) == 0
+    assert _tolerances.relative_norm(torch.zeros(0), torch.zeros(0)) == 0
+    assert _tolerances.relative_norm(one, torch.zeros(3)) == float("inf")
+    assert not _tolerances.relative_norm(torch.full((3,), float("nan")), one) <= 1
+    assert _tolerances.relative_to_largest(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0])) == 1
