@@ -16,11 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import _info, _verify_table
 from .backends import BACKENDS as KNOWN_BACKENDS
-from .spec import DTYPES
 from .verify import BACKENDS, verify
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 _DEVICES = ("cpu", "cuda")
 
 app = typer.Typer(

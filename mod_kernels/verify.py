@@ -29,10 +29,11 @@ from ._layout import layout_of
 from ._library import accumulation_dtype
 from ._tolerances import LOGITS, VALUES, relative_norm, relative_to_largest
 from ._verify_inputs import Case, Inputs, cases, spec_in_float64, special_cases
-from .spec import CONV_KINDS, DTYPES, MoDSpec
+from .spec import CONV_KINDS, MoDSpec
 
 LAYOUTS = ("nchw", "channels_last", "sliced")
 BACKENDS = ("reference", "cpu", "triton")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -1,0 +1,235 @@
+"""The block benchmark: nothing wrong gets a time, what is timed is what was checked, results survive a file."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mod_kernels import plain, reference
+from mod_kernels.bench import blocks, providers, store
+from mod_kernels.bench.check import check, exact_logits
+from mod_kernels.bench.providers import Provider
+from mod_kernels.bench.shapes import BASIC, BOTTLENECK, MIN_GAP, Shape, make_spec, make_x
+
+SHAPE = Shape("bottleneck", 256, 7, 5)
+PLAN = blocks.Plan(shapes=(SHAPE,), batches=(2,), rounds=3, compile_batches=())
+CELL = blocks.Cell(SHAPE, 2, 1)
+
+
+@pytest.fixture
+def block():
+    spec = make_spec(SHAPE, torch.float32, "cpu")
+    return spec, make_x(SHAPE, 3, spec)
+
+
+def judge(run, block, in_place=False, ours=True):
+    spec, x = block
+    return check(Provider("it", run, run, in_place), x, spec, exact_logits(x, spec), ours)
+
+
+def right(spec, x):
+    return providers.plain_provider("clone", spec).checked(x)
+
+
+@pytest.mark.parametrize("ending", plain.ENDINGS)
+@pytest.mark.parametrize("shape", [SHAPE, Shape("basic", 128, 5, 7)])
+def test_the_plain_forms_are_right(ending, shape):
+    spec = make_spec(shape, torch.float32, "cpu")
+    x = make_x(shape, 3, spec)
+    before, provider = x.clone(), providers.plain_provider(ending, spec)
+    assert provider.in_place == (ending == "inplace")
+    assert check(provider, x, spec, exact_logits(x, spec), ours=False) == ""
+    assert torch.equal(x, before)
+    expected = reference.mod_block(x, spec)
+    torch.testing.assert_close(provider.checked(x.clone())[0], expected)
+
+
+def test_the_plain_provider_is_plain_mod_block(block):
+    spec, x = block
+
+    def conv(gathered):
+        return providers.conv_block(gathered, spec)
+
+    expected = plain.mod_block(x, spec.fc1_weight, spec.fc2_weight, spec.k, conv)
+    assert torch.equal(right(spec, x)[0], expected)
+
+
+def test_wrong_values_are_found(block):
+    def run(x):
+        y, scores, index = right(block[0], x)
+        y[:, : block[0].k] *= 1.0001
+        return y, scores, index
+
+    assert judge(run, block).startswith("values off by")
+
+
+def test_nan_is_found(block):
+    def run(x):
+        y, scores, index = right(block[0], x)
+        y[0, 0, 0, 0] = float("nan")
+        return y, scores, index
+
+    assert judge(run, block).startswith("values off by nan")
+
+
+def test_a_changed_channel_that_passes_through_is_found(block):
+    def run(x):
+        y, scores, index = right(block[0], x)
+        y[-1, -1, -1, -1] += 1
+        return y, scores, index
+
+    assert judge(run, block) == "changed a channel that passes through"
+
+
+def test_a_wrong_selection_is_found(block):
+    spec, x = block
+
+    def with_index(change):
+        def run(x):
+            _, index = right(spec, x)[1:]
+            index = change(index)
+            scores = torch.sigmoid(reference.selector_logits(x, spec.fc1_weight, spec.fc2_weight).gather(1, index))
+            z = providers.conv_block(plain.gather_channels(x, index), spec)
+            return plain.fuse_channels(x, z, scores, index), scores, index
+
+        return judge(run, block)
+
+    assert with_index(lambda index: index) == ""
+    assert with_index(lambda index: index.flip(1)) == "selected in the wrong order"
+    assert with_index(lambda index: index[:, :1].expand_as(index).contiguous()).startswith(
+        "selected channels that"
+    )
+    lowest = exact_logits(x, spec).argsort(1)[:, : spec.k].flip(1)
+    assert with_index(lambda index: lowest) == "selected a channel that is not among the k largest"
+
+
+def test_wrong_scores_are_found(block):
+    def run(x):
+        y, scores, index = right(block[0], x)
+        return y, scores * 0.9, index
+
+    assert judge(run, block).startswith("scores off by")
+
+
+def test_writing_into_the_input_is_found(block):
+    provider = providers.plain_provider("inplace", block[0])
+    assert judge(provider.checked, block, in_place=False) == "wrote into its input"
+    assert judge(provider.checked, block, in_place=True) == ""
+
+
+def test_a_provider_that_raises_is_found(block):
+    def run(x):
+        raise RuntimeError("no\nmore")
+
+    assert judge(run, block) == "raised: no"
+
+
+def test_a_wrong_provider_gets_no_time_and_the_others_do(monkeypatch):
+    real = providers.plain_provider
+
+    def with_one_wrong(ending, spec):
+        provider = real(ending, spec)
+        if ending != "cat":
+            return provider
+
+        def run(x):
+            y, scores, index = provider.run(x)
+            return y * 1.001, scores, index
+
+        return Provider(provider.name, run, run)
+
+    monkeypatch.setattr(providers, "plain_provider", with_one_wrong)
+    rows = {row.provider: row for row in _run_cell()}
+    assert rows["plain-cat"].check.startswith("wrong: values off by")
+    assert rows["plain-cat"].median_ms is None
+    assert rows["plain-clone"].check == "ok"
+    assert 0 < rows["plain-clone"].q1_ms <= rows["plain-clone"].median_ms <= rows["plain-clone"].q3_ms
+    assert rows["compile"].check == "left out: time"
+    assert rows["floor"].median_ms > 0
+    assert rows["limit"].median_ms == pytest.approx(SHAPE.floor_bytes(2, torch.float32) / 10 / 1e6)
+
+
+def _run_cell():
+    return blocks.run_cell(CELL, PLAN, 10.0, blocks._CompileBudget(PLAN))
+
+
+def test_an_engine_that_is_not_there_is_left_out_with_its_reason(monkeypatch):
+    monkeypatch.setattr(providers, "ENGINES", {"cpu": "cuda"})
+    rows = {row.provider: row for row in _run_cell()}
+    for name in ("cuda", "cuda-inplace"):
+        assert rows[name].check == "left out: the CUDA C++ engine is not part of this version"
+        assert rows[name].median_ms is None
+    assert rows["plain-clone"].median_ms > 0
+
+
+def test_the_fastest_plain_form_is_compiled_and_checked(monkeypatch):
+    compiled = []
+
+    def compiled_provider(best, threads):
+        compiled.append(best.name)
+        return Provider("compile", best.run, best.run)
+
+    monkeypatch.setattr(providers, "compiled_provider", compiled_provider)
+    plan = dataclasses.replace(PLAN, compile_batches=(2,))
+    rows = {row.provider: row for row in blocks.run_cell(CELL, plan, 10.0, blocks._CompileBudget(plan))}
+    assert compiled in (["plain-clone"], ["plain-cat"])
+    assert rows["compile"].check == "ok"
+    assert rows["compile"].median_ms > 0
+
+
+def test_torch_compile_of_a_plain_form_is_right(block):
+    spec, x = block
+    provider = providers.compiled_provider(providers.plain_provider("cat", spec), torch.get_num_threads())
+    assert check(provider, x, spec, exact_logits(x, spec), ours=False) == ""
+
+
+def test_threads_are_restored_and_time_limits_are_said():
+    before = torch.get_num_threads()
+    plan = dataclasses.replace(PLAN, threads=(1, 2), total_s=0.0)
+    results = store.Results({}, "")
+    blocks.run(plan, results, lambda *_: None)
+    assert torch.get_num_threads() == before
+    assert results.rows == []
+    assert results.notes == ["out of time (0 s), not measured: 256x7x5 N=2 1 thread(s), 256x7x5 N=2 2 thread(s)"]
+
+
+def test_the_inputs_have_no_near_ties():
+    for shape in (SHAPE, Shape("basic", 64, 7, 7)):  # at R = 4 one sample in sixteen is all ties
+        spec = make_spec(shape, torch.float32, "cpu")
+        x = make_x(shape, 64, spec)
+        largest = exact_logits(x, spec).topk(shape.k + 1).values
+        gap = (largest[:, :-1] - largest[:, 1:]).amin(1) / largest.abs().amax(1)
+        assert float(gap.min()) > MIN_GAP
+
+
+@pytest.mark.parametrize("shape", [*BOTTLENECK, *BASIC])
+def test_an_in_place_block_stays_finite_on_one_buffer(shape):
+    small = dataclasses.replace(shape, height=7, width=7)
+    spec = make_spec(small, torch.float32, "cpu")
+    x = make_x(small, 1, spec)
+    provider = providers.plain_provider("inplace", spec)
+    with torch.inference_mode():
+        for _ in range(blocks_max_repeats()):
+            provider.run(x)
+    assert bool(x.isfinite().all())
+
+
+def blocks_max_repeats():
+    from mod_kernels.bench.timing import MAX_REPEATS
+
+    return MAX_REPEATS + 1
+
+
+def test_the_paper_s_shapes():
+    assert [(shape.name, shape.k, shape.hidden) for shape in BOTTLENECK] == [
+        ("256x56x56", 4, 16),
+        ("512x28x28", 8, 32),
+        ("1024x14x14", 16, 64),
+        ("2048x7x7", 32, 128),
+    ]
+    assert [(shape.name, shape.k) for shape in BASIC] == [
+        ("64x56x56", 1),
+        ("128x28x28", 2),
+        ("256x14x14", 4),
+        ("512x7x7", 8),
+    ]

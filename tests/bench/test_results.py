@@ -1,0 +1,197 @@
+"""Result files, tables, plots, the timing loop, and the GPU run's steps."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mod_kernels.bench import machine, store, table
+from mod_kernels.bench.store import Results, Row
+from mod_kernels.bench.timing import MAX_REPEATS, CpuClock, Timed, measure
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def row(provider, median, check="ok", name="256x56x56", batch=1, **fields):
+    return Row(name, "bottleneck", batch, 1, "cpu", "float32", "eager", "warm", provider, check, median, **fields)
+
+
+@pytest.fixture
+def results():
+    rows = [row("plain-clone", 4.0), row("plain-cat", None, "wrong: off"), row("plain-inplace", 2.0)]
+    rows += [row("cpu", 1.5), row("cpu-inplace", 1.0), row("floor", 0.5, "none"), row("limit", 0.1, "none")]
+    rows += [row("compile", None, "left out: time")]
+    return Results(machine.describe(), "mod-kernels bench", rows, {"1": 12.0}, ["a note"])
+
+
+def shown(results):
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    table.show(results, console)
+    return console.export_text()
+
+
+def test_results_survive_a_file(results, tmp_path):
+    path = tmp_path / "new" / "blocks.json"
+    store.save(results, path)
+    assert store.load(path) == results
+
+
+def test_another_schema_is_refused(results, tmp_path):
+    path = tmp_path / "blocks.json"
+    store.save(results, path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+    with pytest.raises(ValueError, match="must have schema 1, got 99"):
+        store.load(path)
+
+
+def test_the_table_shows_ratios_wrong_and_missing(results):
+    text = shown(results)
+    line = next(line for line in text.splitlines() if "256x56x56" in line and "│" in line)
+    cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+    assert cells == ["256x56x56", "1", "4", "WRONG", "2", "-", "1.5", "1", "0.5", "0.1", "4.00", "2.00", "0.50"]
+    assert "256x56x56 N=1 plain-cat: wrong: off" in text
+    assert "a note" in text
+    assert "reads 12 GB/s" in text
+
+
+def test_a_wrong_provider_is_in_no_ratio(results):
+    results.rows = [row("plain-clone", None, "wrong: off"), row("cpu-inplace", 1.0)]
+    cell = next(iter(table.by_cell(results.rows).values()))
+    assert table.ratio(cell, ["plain-clone"], "cpu-inplace") is None
+
+
+def test_geometric_mean():
+    assert table.geometric_mean([1.0, 4.0, None]) == pytest.approx(2.0)
+    assert table.geometric_mean([None]) is None
+
+
+def test_the_network_table_compares_round_by_round(results):
+    def network(provider, median, over):
+        return Row(
+            "resnet75_mod",
+            "network",
+            1,
+            1,
+            "cpu",
+            "float32",
+            "eager",
+            "warm",
+            provider,
+            "ok",
+            median,
+            over_identity_ms=over,
+        )
+
+    results.rows = [network("plain", 12.0, 2.5), network("plain-inplace", 11.0, 2.0)]
+    results.rows += [network("fused", 10.5, 0.5), network("identity", 10.0, 0.0)]
+    line = next(line for line in shown(results).splitlines() if "resnet75_mod" in line and "│" in line)
+    assert line.split("│")[-2].strip() == "0.25"
+
+
+def test_the_machine_is_described():
+    described = machine.describe()
+    assert described["cpu"]
+    assert described["cores"] >= 1
+    assert described["torch"]
+    assert str(described["cores"]) in machine.short_name(described)
+
+
+class FakeClock:
+    """Every provider takes what its name says."""
+
+    def __init__(self):
+        self.order = []
+
+    def calibrate(self, timed):
+        pass
+
+    def sample(self, timed):
+        self.order.append(timed.name)
+        return float(timed.name)
+
+
+def test_rounds_are_interleaved():
+    clock, timed = FakeClock(), [Timed("1", None), Timed("2", None), Timed("3", None)]
+    assert measure(timed, clock, rounds=8) == 8
+    rounds = [clock.order[i : i + 3] for i in range(0, 24, 3)]
+    assert all(sorted(one) == ["1", "2", "3"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1  # in changing order
+    assert timed[1].samples == [2.0] * 8
+    assert timed[1].quartiles() == (2000.0, 2000.0, 2000.0)
+
+
+def test_a_budget_ends_the_rounds_but_not_before_five():
+    assert measure([Timed("1", None)], FakeClock(), rounds=50, budget_s=0.0) == 5
+
+
+def test_a_sample_is_long_enough_and_prepared_outside_the_clock():
+    calls = []
+    timed = Timed("it", lambda: calls.append("call"), lambda: calls.append("prepare"))
+    clock = CpuClock()
+    clock.calibrate(timed)
+    assert timed.repeats == MAX_REPEATS  # far below a microsecond a call
+    calls.clear()
+    clock.sample(timed)
+    assert calls == ["prepare"] + ["call"] * (MAX_REPEATS + 1)
+
+
+def test_plots_are_made_from_the_file_alone(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    plot = _script("plot")
+    path = tmp_path / "blocks.json"
+    store.save(results, path)
+    pictures = plot.plot(path)
+    assert [picture.name for picture in pictures] == ["blocks-bottleneck-float32-threads1.png"]
+    assert pictures[0].read_bytes().startswith(b"\x89PNG")
+    other = tmp_path / "gpu.json"
+    other.write_text("{}")
+    assert plot.plot(other) == []
+
+
+def test_a_failed_step_does_not_stop_the_next(tmp_path):
+    gpu = _script("gpu")
+    python = sys.executable
+    steps = [
+        gpu.Step("good", [python, "-c", "print('fine')"]),
+        gpu.Step("bad", [python, "-c", "print('oh'); raise SystemExit(3)"]),
+        gpu.Step("slow", [python, "-c", "import time; print('begun', flush=True); time.sleep(60)"], limit_s=2),
+        gpu.Step("absent", [str(tmp_path / "nothing")]),
+        gpu.Step("left", skip="no GPU"),
+        gpu.Step("last", [python, "-c", ""]),
+    ]
+    seen = []
+    outcomes = gpu.run_all(steps, 100.0, lambda done: seen.append(len(done)))
+    assert [one.outcome for one in outcomes] == ["ok", "failed", "timed out", "failed", "skipped", "ok"]
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert outcomes[1].note == "exit status 3"
+    assert outcomes[1].output_tail == ["oh"]
+    assert "begun" in outcomes[2].output_tail
+    assert outcomes[4].note == "no GPU"
+
+
+def test_no_step_starts_once_the_time_is_used_up():
+    gpu = _script("gpu")
+    outcomes = gpu.run_all([gpu.Step("late", ["true"])], 1.0, lambda _: None)
+    assert outcomes[0].outcome == "timed out"
+
+
+def test_the_gpu_run_leaves_at_most_eight_files(tmp_path):
+    gpu = _script("gpu")
+    steps = gpu.steps_on_gpu(tmp_path, "compute-sanitizer")
+    written = [argument for step in steps for argument in step.command if argument.endswith(".json")]
+    assert len(set(written)) == len(written)
+    assert len(written) + 1 <= 8
+    names = [step.name for step in steps]
+    assert names[:3] == ["build", "tests", "verify"]
+    assert {"compute-sanitizer memcheck", "compute-sanitizer racecheck", "bench float16"} <= set(names)
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
