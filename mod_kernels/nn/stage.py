@@ -45,7 +45,7 @@ class MoDStage(nn.Sequential):
         if exporting() or _has_any_global_hook():
             return super().forward(x)
         blocks, pooled = list(self), None
-        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        for block, following in zip(blocks, [*blocks, None][1:], strict=True):
             branch = _branch_of(block) if _takes_pooled(following) else None
             if branch is not None:
                 x, pooled = _run_and_pool(block, branch, x)
