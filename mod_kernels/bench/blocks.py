@@ -126,7 +126,7 @@ def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiling: _CompileBudget
     rows = _Rows(cell, plan)
     clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == "cold")
     engine = providers.ENGINES[plan.device]
-    with backends.use_backend(engine):
+    with backends.use_backend(engine), providers.same_arithmetic():
         to_time = []
         for provider in _candidates(spec, x, engine, rows):
             problem = check(provider, x, spec, logits, ours=provider.name not in PLAIN)

@@ -15,6 +15,7 @@ from .._tolerances import relative_norm
 from ..accelerate import accelerate
 from ..backends import use_backend
 from ..nn import MoDBlock
+from .providers import same_arithmetic
 from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
 
@@ -62,7 +63,7 @@ def run_cell(
     image = torch.randn((batch, 3, size, size), generator=generator).to(device, dtype)
     clock = CpuClock() if device == "cpu" else GpuClock(cold=False)
     checks = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), same_arithmetic():
         with use_backend("reference"):
             expected = providers["fused"](image)
         for provider, model in providers.items():
@@ -72,7 +73,8 @@ def run_cell(
         for provider, model in providers.items()
         if not checks[provider].startswith("wrong")
     ]
-    measure(timed, clock, rounds, budget_s=60.0)
+    with same_arithmetic():
+        measure(timed, clock, rounds, budget_s=60.0)
     by_name = {one.name: one for one in timed}
     rows = []
     for provider, check in checks.items():

@@ -8,11 +8,13 @@ also returns what it selected: that is what it is checked with.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from .. import backends, functional, plain
 from ..spec import MoDSpec
@@ -96,6 +98,11 @@ def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor) -> P
         return y, scores, index
 
     return Provider(f"{backend}-inplace" if in_place else backend, run, checked, in_place)
+
+
+def same_arithmetic() -> AbstractContextManager:
+    """On a GPU, plain float32 convolutions in float32 like ours (tf32 is cuDNN's default), each at its best."""
+    return cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
 
 
 def floor(spec: MoDSpec) -> Callable[[Tensor], Tensor]:
