@@ -91,7 +91,7 @@ class GatherChannels(Function):
 
 
 class FuseChannels(Function):
-    """``y = x``, ``y[:, P] += s z``: ``dx = dy``, ``dz = s dy[:, P]``, ``ds = sum over the plane of z dy[:, P]``."""
+    """``y = x``, ``y[:, P] += s z``: ``dx = dy``, ``dz = s dy[:, P]``, ``ds = sum of z dy[:, P]`` over a plane."""
 
     @staticmethod
     def forward(ctx, op, x, z, scores, index, position):
@@ -104,7 +104,7 @@ class FuseChannels(Function):
         return _fuse_backward(ctx, dy)
 
 
-class FuseChannels_(Function):  # noqa: N801 (named after the op it differentiates)
+class FuseChannels_(Function):
     """:class:`FuseChannels` in place: x is marked dirty, so autograd knows of the write."""
 
     @staticmethod
@@ -148,7 +148,7 @@ class AddReluPool(Function):
         return _add_relu_pool_backward(ctx, dy, dpooled)
 
 
-class AddReluPool_(Function):  # noqa: N801
+class AddReluPool_(Function):
     """:class:`AddReluPool` in place."""
 
     @staticmethod

@@ -80,7 +80,7 @@ def channel_index(x: Tensor, index: Tensor) -> None:
 
 
 def index_in_range(index: Tensor, channels: int) -> None:
-    """The range check of the reference: RuntimeError on a CPU, a device-side assertion where looking would wait."""
+    """The reference's range check: RuntimeError on a CPU, a device-side assertion where looking would wait."""
     if index.numel() == 0 or torch.compiler.is_compiling():
         return
     if index.device.type != "cpu":

@@ -22,7 +22,7 @@ def feature_map(shape, dtype=torch.float32, layout="nchw", device="cpu"):
 
 
 def make_spec(channels, k, kind="bottleneck", dtype=torch.float32, hidden=None, device="cpu", **fields):
-    """A MoDSpec with random weights, scaled so that activations stay near 1; ``bias=True`` gives the selector one."""
+    """A MoDSpec with random weights, activations near 1; ``bias=True`` gives the selector biases."""
     hidden = hidden or max(1, channels // 16)
     mid = max(1, k // 4)
     shapes = {"bottleneck": [(mid, k, 1, 1), (mid, mid, 3, 3), (k, mid, 1, 1)], "basic": [(k, k, 3, 3)] * 2}[kind]

@@ -1,4 +1,4 @@
-"""One graph under torch.compile(fullgraph=True), the same numbers, no copies added; and a plain graph on export."""
+"""One graph under torch.compile(fullgraph=True), the same numbers, no copies added; plain ATen on export."""
 
 import pytest
 import torch

@@ -175,7 +175,7 @@ def test_in_place_refuses_what_is_not_dense(op, spoil):
     good = arguments(op)
     x = spoil(torch.zeros(1, C, H, W))
     before = x.clone()
-    with pytest.raises(ValueError, match="must be dense to be written into .* strides"):
+    with pytest.raises(ValueError, match=r"must be dense to be written into .* strides"):
         getattr(functional, op)(**{**good, destination(op): x})
     assert torch.equal(x, before)
 
@@ -239,7 +239,7 @@ def test_nan_and_inf_never_index_out_of_range(poison, where):
     x[...] = float(poison) if where == "everything" else x
     x[0, 3, 1, 1] = float(poison)
     for k in (1, K, C):
-        scores, index = functional.select_channels(x, **selector_of(make_spec(C, K)) | {"k": k})
+        _, index = functional.select_channels(x, **selector_of(make_spec(C, K)) | {"k": k})
         assert ((index >= 0) & (index < C)).all()
         assert all(len(set(row)) == k for row in index.tolist())
     functional.mod_block(x, make_spec(C, K))
@@ -275,7 +275,7 @@ def test_in_place_works_on_inference_tensors():
 
 def test_unknown_backend_is_refused():
     with (
-        pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', .* got 'tpu'"),
+        pytest.raises(ValueError, match=r"backend must be one of 'auto', 'reference', .* got 'tpu'"),
         use_backend("tpu"),
     ):
         pass
@@ -285,10 +285,10 @@ def test_a_named_backend_that_cannot_serve_raises_with_the_reason():
     x = feature_map((N, C, H, W), torch.bfloat16)
     with (
         use_backend("cpu"),
-        pytest.raises(RuntimeError, match="backend 'cpu' can't serve gather_channels: .*bfloat16"),
+        pytest.raises(RuntimeError, match=r"backend 'cpu' can't serve gather_channels: .*bfloat16"),
     ):
         functional.gather_channels(x, torch.zeros(N, 2, dtype=torch.int64))
-    with use_backend("cuda"), pytest.raises(RuntimeError, match="'cuda' can't serve .* not part of this version"):
+    with use_backend("cuda"), pytest.raises(RuntimeError, match=r"'cuda' can't serve .* not part of this version"):
         functional.gather_channels(x.float(), torch.zeros(N, 2, dtype=torch.int64))
 
 
@@ -315,7 +315,7 @@ def test_explain_gives_a_reason_for_every_other_backend():
     assert answer.backend == "reference"
     assert set(answer.reasons) == {"cpu", "triton", "cuda"} and all(answer.reasons.values())
     assert "bfloat16" in str(answer)
-    with pytest.raises(ValueError, match="op must be one of select_channels, .* got 'softmax'"):
+    with pytest.raises(ValueError, match=r"op must be one of select_channels, .* got 'softmax'"):
         explain("softmax", x)
     with pytest.raises(ValueError, match="k must be between"):
         explain("select_channels", x, torch.randn(2, C), torch.randn(C, 2), 0)

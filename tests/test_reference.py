@@ -19,13 +19,14 @@ def logits_by_hand(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias):
         pooled = [math.fsum(map(math.fsum, plane)) / (len(plane) * len(plane[0])) for plane in sample]
         hidden = []
         for r, weights in enumerate(fc1_weight.tolist()):
-            total = math.fsum(w * p for w, p in zip(weights, pooled)) + (
+            total = math.fsum(w * p for w, p in zip(weights, pooled, strict=True)) + (
                 0 if fc1_bias is None else fc1_bias[r].item()
             )
             hidden.append(max(total, 0.0))
         rows.append(
             [
-                math.fsum(w * h for w, h in zip(weights, hidden)) + (0 if fc2_bias is None else fc2_bias[c].item())
+                math.fsum(w * h for w, h in zip(weights, hidden, strict=True))
+                + (0 if fc2_bias is None else fc2_bias[c].item())
                 for c, weights in enumerate(fc2_weight.tolist())
             ]
         )
@@ -185,7 +186,7 @@ def test_block_is_its_parts(kind, final_relu):
     spec = make_spec(16, 4, kind, torch.float64, final_relu=final_relu)
     scores, index = reference.select_channels(x, **selector_of(spec))
     z = torch.stack([x[n, index[n]] for n in range(2)])
-    for i, (weight, bias) in enumerate(zip(spec.conv_weights, spec.conv_biases)):
+    for i, (weight, bias) in enumerate(zip(spec.conv_weights, spec.conv_biases, strict=True)):
         z = torch.conv2d(z, weight, bias, padding=(weight.shape[2] - 1) // 2)
         if i < len(spec.conv_weights) - 1 or final_relu:
             z = z.clamp_min(0)
