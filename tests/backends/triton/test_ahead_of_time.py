@@ -17,11 +17,15 @@ MOST_SPILLED = 16  # bytes
 MOST_SHARED = 32 * 1024  # bytes: three programs fit where a multiprocessor has 100 KB (8.6, 8.9, 12.0)
 
 
-def largest(variant):
-    """The variants with the most registers of each kernel that grows with the shape."""
+def everywhere(variant):
+    """What is compiled for every architecture: each tail, and the selector with the most registers, which copies.
+
+    Of the selector in float16 alone: float32 differs by the width of its loads, and ranking takes the compiler
+    seconds. The rest is compiled for 9.0 only, to keep the whole at some four minutes of processor time.
+    """
     constants = dict(variant.constexprs)
     if variant.kernel == "select_channels_fwd_kernel":
-        return constants["COPY"] and not constants["POOLED"]
+        return constants["COPY"] and not constants["POOLED"] and ("x_ptr", "*fp16") in variant.signature
     return variant.kernel == "tail_fwd_kernel"
 
 
@@ -29,9 +33,8 @@ def largest(variant):
 @pytest.mark.parametrize("shape", configs.PAPER_SHAPES, ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
 @pytest.mark.parametrize("capability", ahead_of_time.CAPABILITIES)
 def test_variants(capability, shape, dtype):
-    """All variants at 9.0; elsewhere the largest, which contain all the code of the others but fuse and gather."""
     for variant in dict.fromkeys(configs.variants(shape, dtype)):
-        if capability == 90 or largest(variant):
+        if capability == 90 or everywhere(variant):
             resources = ahead_of_time.compile_variant(variant, capability)
             assert resources.spill_stores <= MOST_SPILLED, (variant, resources)
             assert resources.spill_loads <= MOST_SPILLED, (variant, resources)

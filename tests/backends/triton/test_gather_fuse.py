@@ -88,3 +88,19 @@ def test_pass_through_keeps_every_bit(in_place, position, device):
     else:
         y = TRITON.ops["fuse_channels"](x, *arguments)
     assert same_bits(y[:, 4], x[:, 4])
+
+
+@pytest.mark.parametrize("bad", [6, -1, 2**40])
+def test_an_index_out_of_range_is_masked(bad, device):
+    """Nothing can be raised without synchronising a GPU: zeros are gathered, nothing is added, nothing is hit."""
+    wide = feature_map((3, 6, 3, 3), device=device)
+    before, x = wide.clone(), wide[1:2]
+    z, scores = torch.ones((1, 2, 3, 3), device=device), torch.ones((1, 2), device=device)
+    index = torch.tensor([[1, bad]], device=device)
+    gathered = TRITON.ops["gather_channels"](x, index)
+    assert same_bits(gathered[:, 0], x[:, 1]) and not gathered[:, 1].any()
+    expected = before.clone()
+    expected[1, 1] += 1.0
+    assert same_bits(TRITON.ops["fuse_channels"](x, z, scores, index, "original"), expected[1:2])
+    TRITON.ops["fuse_channels_"](x, z, scores, index, "original")
+    assert same_bits(wide, expected)
