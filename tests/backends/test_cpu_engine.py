@@ -157,7 +157,10 @@ def test_add_relu_pool(shape, _k, layout):
 
 
 def test_ties_and_zeros_go_to_the_lower_channel():
-    """Equal logits, and -0.0 beside +0.0, in every size class of the top-k; a dead hidden layer is all ties."""
+    """Equal logits in every size class of the top-k; a dead hidden layer is all ties.
+
+    Weights of -0.0 are among them, but the kernel's sums start at +0.0: its own logits are never -0.0.
+    """
     for channels in (7, 64, 2048):
         for k in {1, 5, min(channels, 40), channels}:
             spec = make_spec(channels, k)
