@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -160,9 +159,9 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 
 def _console() -> Console:
-    """Standard output; wide where it is no terminal, so that a log keeps whole rows."""
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=170) if piped else Console()
+    """Standard output, never so narrow that rich would cut the numbers off: better that a terminal wraps rows."""
+    console = Console()
+    return Console(width=max(console.width, 130 if console.is_terminal else 170))
 
 
 def _progress() -> Progress:

@@ -144,5 +144,16 @@ def test_a_wrong_provider_is_shown_and_fails_the_command(monkeypatch):
     assert "64x7x7 N=2 plain-clone: wrong: no" in result.stdout
 
 
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_a_narrow_terminal_does_not_cut_numbers_off(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(blocks, "quick", _tiny)
+    monkeypatch.setattr(blocks, "check", lambda *_, **__: "")  # this is about the table
+    result = runner.invoke(cli.app, ["bench", "--quick", "--threads", "1", "--batch", "2"])
+    assert result.exit_code == 0, result.output
+    assert "best plain/" in result.stdout
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout
+
+
 def _tiny(plan):
     return blocks.Plan(shapes=(SMALL,), batches=plan.batches, threads=plan.threads, rounds=2, compile_batches=())

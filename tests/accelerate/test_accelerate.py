@@ -42,7 +42,7 @@ def test_same_numbers(kind, position, dtype, ran):
 @pytest.mark.parametrize("name", ["resnet18_mod", "resnet50_mod"])
 def test_network(name, ran):
     model = getattr(models, name)(num_classes=10).double().eval()
-    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     keys = list(model.state_dict())
     with torch.inference_mode():
         expected = model(x)
