@@ -21,6 +21,7 @@ from torch.autograd.graph import increment_version
 
 from . import _autograd, _checks, backends, plain, reference
 from ._layout import NCHW, OTHER, layout_of, memory_format_of
+from ._tracing import exporting
 from .backends import Call, Explanation, choose
 from .spec import MoDSpec
 
@@ -85,7 +86,7 @@ def select_channels(
     Gradients reach x (or pooled) and the parameters through scores.
     """
     call = _select_call(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
-    if torch.compiler.is_exporting():
+    if exporting():
         return plain.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     engine = choose(_dense_call(call))
     if engine is None:
@@ -128,7 +129,7 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
         (N, k, H, W) of x's dtype, in x's layout.
     """
     call = _gather_call(x, index)
-    if torch.compiler.is_exporting():
+    if exporting():
         return plain.gather_channels(x, index)
     engine = choose(_dense_call(call))
     if engine is None:
@@ -172,7 +173,7 @@ def fuse_channels(
     """
     z = _autocast(x, z)
     call = _fuse_call(x, z, scores, index, position)
-    if torch.compiler.is_exporting():
+    if exporting():
         return plain.fuse_channels(x, z, scores, index, position, ending="cat")
     engine = choose(_dense_call(call))
     if engine is None:
@@ -249,7 +250,7 @@ def add_relu_pool(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tupl
         :func:`select_channels` and :func:`mod_block` take as ``pooled``.
     """
     call = _add_relu_pool_call(a, b, relu)
-    if torch.compiler.is_exporting():
+    if exporting():
         return reference.add_relu_pool(a, b, relu)
     engine = choose(_dense_call(call))
     if engine is None:
@@ -334,7 +335,7 @@ def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
         RuntimeError: a gradient would be needed; this op has none.
     """
     call = _block_call(x, spec, pooled)
-    if torch.compiler.is_exporting():
+    if exporting():
         selector = (spec.fc1_weight, spec.fc2_weight, spec.k)
         conv = partial(reference.narrow_conv_block, spec=spec)
         biases = (spec.fc1_bias, spec.fc2_bias)
