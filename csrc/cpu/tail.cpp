@@ -84,7 +84,7 @@ struct Tail {
     float* to = target(j) + p;
     if (block.final_relu) v = relu(v);
     const int64_t rest = hw - p;
-    if (rest >= kLanes - 1) {
+    if (rest >= kLanes) {
       store(to, load(to) + splat(scores[j]) * v);
     } else {
       store_first(to, load_first(to, rest) + splat(scores[j]) * v, rest);
