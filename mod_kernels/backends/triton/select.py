@@ -3,11 +3,7 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _relu(value):
-    """max(value, 0) that keeps NaN, as torch's ReLU does (``tl.maximum`` would drop it)."""
-    return tl.where(value <= 0.0, 0.0, value)
+from .activation import relu
 
 
 @triton.jit
@@ -132,7 +128,7 @@ def select_channels_fwd_kernel(
         hidden = tl.sum(slots, axis=0)  # (R_PAD,)
         if HAS_FC1_BIAS:
             hidden += tl.load(fc1_bias_ptr + unit, mask=unit_mask, other=0.0).to(tl.float32)
-        hidden = _relu(hidden)
+        hidden = relu(hidden)
         tl.store(hidden_ptr + n * R + unit, hidden, mask=unit_mask)
 
         for first in range(0, C, BLOCK_C):

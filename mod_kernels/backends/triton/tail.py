@@ -3,11 +3,7 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _relu(value):
-    """max(value, 0) that keeps NaN, as torch's ReLU does (``tl.maximum`` would drop it)."""
-    return tl.where(value <= 0.0, 0.0, value)
+from .activation import relu
 
 
 @triton.jit
@@ -51,7 +47,7 @@ def _gather_1x1(
     for m in range(M):
         weight = _channel_vector(weight_ptr + m * K, j, K)
         mid = tl.sum(weight[:, None] * gathered, axis=0) + tl.load(bias_ptr + m).to(tl.float32)
-        tl.store(mid_sample + m * hw + pixel, _relu(mid), mask=pixel < hw)
+        tl.store(mid_sample + m * hw + pixel, relu(mid), mask=pixel < hw)
 
 
 @triton.jit
@@ -68,7 +64,7 @@ def _gather_3x3(
         tl.device_assert(inside, "index out of range")
         acc = _add_plane_3x3(acc, x_sample + source * hw, weight_ptr + j * 9, out, K, K, pixel, hw, width, inside)
     mask = (out < K)[:, None] & (pixel < hw)[None, :]
-    tl.store(mid_sample + out[:, None] * hw + pixel[None, :], _relu(acc), mask=mask)
+    tl.store(mid_sample + out[:, None] * hw + pixel[None, :], relu(acc), mask=mask)
 
 
 @triton.jit
@@ -177,7 +173,7 @@ def tail_fwd_kernel(
                 plane = mid_sample + m * hw
                 acc = _add_plane_3x3(acc, plane, weight2_ptr + m * 9, lane, M, M, pixel, hw, width, True)
             if BOTTLENECK:
-                acc = _expand_1x1(_relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
+                acc = _expand_1x1(relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
             if FINAL_RELU:
-                acc = _relu(acc)
+                acc = relu(acc)
             _add_to_channels(x_sample, acc, scores_ptr + n * K, index_row, pixel, hw, C, K, K_PAD, POSITION)

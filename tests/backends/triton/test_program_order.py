@@ -89,7 +89,7 @@ def test_finds_a_selector_that_does_not_wait_for_the_others(program_order, monke
     assert source.count(waits) == 1
     broken = tmp_path / "hurried_select.py"
     broken.write_text(source.replace(waits, hurries))
-    found = importlib.util.spec_from_file_location("hurried_select", broken)
+    found = importlib.util.spec_from_file_location(f"{select.__package__}.hurried_select", broken)
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     kernels = launch.kernels() | {"select_channels_fwd_kernel": module.select_channels_fwd_kernel}
