@@ -2,8 +2,9 @@
 
     python3 benchmarks/gpu.py [--out FOLDER]
 
-Builds the C++ in place, runs the GPU tests, the numerics check, the benchmark (L2 flushed and warm, inside a CUDA
-graph and not) and compute-sanitizer on a short list. Results go to FOLDER or benchmarks/results/<gpu-name>/; every
+Builds the C++ in place and compiles the kernels, runs the GPU tests, the numerics check and compute-sanitizer on a
+short list, then the benchmark (L2 flushed and warm, inside a CUDA graph and not). What is not timed runs side by
+side. Results go to FOLDER or benchmarks/results/<gpu-name>/; every
 step's outcome is in gpu.json there. A failed step makes the exit status 1; the later ones still run.
 
 Without a GPU it rehearses: each step in the small form that a CPU can run, and for what it can't, why.
@@ -12,6 +13,7 @@ Without a GPU it rehearses: each step in the small form that a CPU can run, and 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,20 +31,24 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 520.0  # of the nine minutes, with room for starting and for writing
-TAIL_LINES = 15
+TAIL_LINES = 25
 STOP_S = 10.0
 TRITON_TESTS = "tests/backends/triton"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, the environment it adds, and the seconds it may take; or, with ``skip``, why it is not run."""
+    """A command, the environment it adds, and the seconds it may take; or, with ``skip``, why it is not run.
+
+    Neighbours of one ``group`` run side by side; a step without a group runs alone.
+    """
 
     name: str
     command: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     limit_s: float = 120.0
     skip: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,26 +85,30 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
     """What a GPU runs, in order."""
     python, module = sys.executable, [sys.executable, "-m", "mod_kernels"]
     named = ["--backend", "reference", "--backend", "triton"]
-    ignored = ["--ignore", f"{TRITON_TESTS}/test_ahead_of_time.py"]
-    steps = [
-        Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=120),
-        Step("tests", [python, "-m", "pytest", "-q", TRITON_TESTS, *ignored], limit_s=150),
-        Step(
-            "verify",
-            [*module, "verify", "--device", "cuda", *named, "--json", str(out / "verify.json")],
-            limit_s=120,
+    tests = [TRITON_TESTS, "--ignore", f"{TRITON_TESTS}/test_ahead_of_time.py"]
+    verify = ["verify", "--device", "cuda", *named, "--json", str(out / "verify.json")]
+    # Cached blocks hide what runs past an allocation.
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    why_not = "" if sanitizer else "compute-sanitizer is not on the path"
+    return [
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=120, group="build"),
+        Step("compile", [python, "benchmarks/compile_kernels.py"], limit_s=120, group="build"),
+        Step("tests", [python, "-m", "pytest", "-q", "-n", "6", *tests], limit_s=150, group="check"),
+        Step("verify", [*module, *verify], limit_s=150, group="check"),
+        *(
+            Step(
+                f"compute-sanitizer {tool}",
+                [sanitizer or "", "--tool", tool, "--error-exitcode", "9", python, "benchmarks/sanitize.py"],
+                uncached,
+                limit_s=150,
+                skip=why_not,
+                group="check",
+            )
+            for tool in ("memcheck", "racecheck")
         ),
-        Step("bench float16", _bench(module, "float16", out), limit_s=200),
-        Step("bench float32", _bench(module, "float32", out), limit_s=200),
+        Step("bench float16", _bench(module, "float16", out), limit_s=190),
+        Step("bench float32", _bench(module, "float32", out), limit_s=190),
     ]
-    # First, so that they are not what a slow benchmark leaves no time for.
-    for number, tool in enumerate(("memcheck", "racecheck")):
-        command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", python, "benchmarks/sanitize.py"]
-        # Cached blocks hide what runs past an allocation.
-        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        skip = "" if sanitizer else "compute-sanitizer is not on the path"
-        steps.insert(3 + number, Step(f"compute-sanitizer {tool}", command, environment, 60, skip))
-    return steps
 
 
 def _bench(module: list[str], dtype: str, out: Path) -> list[str]:
@@ -137,21 +148,26 @@ def steps_in_rehearsal(out: Path) -> list[Step]:
 def run_all(steps: list[Step], budget_s: float, on_outcome: Callable[[list[Outcome]], None]) -> list[Outcome]:
     """Run each step whatever became of the ones before; ``on_outcome`` gets all outcomes after each."""
     started, outcomes = time.monotonic(), []
-    for step in steps:
+    for _, group in itertools.groupby(enumerate(steps), key=lambda pair: pair[1].group or pair[0]):
+        together = [step for _, step in group]
         left = budget_s - (time.monotonic() - started)
-        if step.skip:
-            outcome = Outcome(step.name, "skipped", note=step.skip)
-        elif left < 5:
-            outcome = Outcome(step.name, "timed out", note=f"the {budget_s:.0f} s of the whole are used up")
-        else:
-            outcome = run(step, min(step.limit_s, left))
-        outcomes.append(outcome)
-        took = f" {outcome.seconds:.0f} s" if outcome.seconds else ""
-        print(f"{outcome.outcome:<9}{took:>6}  {outcome.name}  {outcome.note}".rstrip(), flush=True)
-        if outcome.outcome in ("failed", "timed out"):
-            print("\n".join(f"    {line}" for line in outcome.output_tail), flush=True)
-        on_outcome(outcomes)
+        with ThreadPoolExecutor(len(together)) as pool:
+            for outcome in pool.map(lambda step: _outcome(step, left, budget_s), together):  # noqa: B023 (ends here)
+                outcomes.append(outcome)
+                took = f" {outcome.seconds:.0f} s" if outcome.seconds else ""
+                print(f"{outcome.outcome:<9}{took:>6}  {outcome.name}  {outcome.note}".rstrip(), flush=True)
+                if outcome.outcome in ("failed", "timed out"):
+                    print("\n".join(f"    {line}" for line in outcome.output_tail), flush=True)
+                on_outcome(outcomes)
     return outcomes
+
+
+def _outcome(step: Step, left: float, budget_s: float) -> Outcome:
+    if step.skip:
+        return Outcome(step.name, "skipped", note=step.skip)
+    if left < 5:
+        return Outcome(step.name, "timed out", note=f"the {budget_s:.0f} s of the whole are used up")
+    return run(step, min(step.limit_s, left))
 
 
 def run(step: Step, limit_s: float) -> Outcome:

@@ -46,9 +46,9 @@ def quick(plan: Plan) -> Plan:
         dtype=plan.dtype,
         rounds=15,
         cell_s=1.0,
-        compile_batches=(1,),
-        compile_s=35.0,
-        total_s=85.0 if plan.device == "cpu" else 150.0,
+        compile_batches=(1,) if plan.device == "cpu" else plan.batches,
+        compile_s=35.0 if plan.device == "cpu" else 70.0,
+        total_s=85.0 if plan.device == "cpu" else 160.0,
     )
 
 
@@ -68,12 +68,15 @@ class Cell:
 
 
 def cells(plan: Plan) -> list[Cell]:
-    """All cells; on a GPU each inside a CUDA graph and not, with L2 flushed and warm."""
+    """All cells; on a GPU each inside a CUDA graph and not, with L2 flushed and warm.
+
+    Those of one shape and batch follow each other: on a GPU they share what torch.compile made.
+    """
     if plan.device == "cpu":
         runs = [(threads, "eager", "warm") for threads in plan.threads]
     else:
         runs = [(None, mode, cache) for mode in ("eager", "graph") for cache in ("cold", "warm")]
-    return [Cell(shape, batch, *run) for run in runs for shape in plan.shapes for batch in plan.batches]
+    return [Cell(shape, batch, *run) for shape in plan.shapes for batch in plan.batches for run in runs]
 
 
 def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None]) -> None:
@@ -81,7 +84,7 @@ def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None])
 
     ``on_cell`` is called before each with the cell, its number and how many there are.
     """
-    started, compiling = time.monotonic(), _CompileBudget(plan)
+    started, compiler = time.monotonic(), _Compiler(plan)
     threads_before = torch.get_num_threads()
     planned = cells(plan)
     try:
@@ -96,29 +99,38 @@ def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None])
             key = "gpu" if cell.threads is None else str(cell.threads)
             if key not in results.bandwidth_gbs:
                 results.bandwidth_gbs[key] = bandwidth_gbs(plan.device)
-            results.rows += run_cell(cell, plan, results.bandwidth_gbs[key], compiling)
+            results.rows += run_cell(cell, plan, results.bandwidth_gbs[key], compiler)
     finally:
         torch.set_num_threads(threads_before)
-        if compiling.refused:
-            cells_left = f"{len(compiling.refused)} of {len(planned)} cells"
+        if compiler.refused:
+            cells_left = f"{len(compiler.refused)} of {len(planned)} cells"
             results.notes.append(f"torch.compile left out of {cells_left} to save time; without --quick it is not")
 
 
-class _CompileBudget:
-    """How much time went into compiling, and which cells went without."""
+class _Compiler:
+    """torch.compile of the fastest plain form, as long as the plan's time lasts; which cells went without."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self.spent, self.refused = plan, 0.0, []
+        self._key, self._provider = None, None
 
-    def allows(self, cell: Cell) -> bool:
-        if cell.batch in self._plan.compile_batches and self.spent < self._plan.compile_s:
-            return True
-        self.refused.append(str(cell))
-        return False
+    def provider(self, checked: list[Provider], x: Tensor, cell: Cell, clock) -> Provider | None:
+        """None where there is no time; else what a cell of the same shape and batch has left, or a new one.
+
+        Raises:
+            Unavailable: no plain form is right.
+        """
+        key = (cell.shape, cell.batch, cell.threads)
+        if key != self._key:
+            if cell.batch not in self._plan.compile_batches or self.spent >= self._plan.compile_s:
+                self.refused.append(str(cell))
+                return None
+            self._key, self._provider = key, _compiled(checked, x, cell, clock)
+        return self._provider
 
 
 @torch.inference_mode()
-def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiling: _CompileBudget) -> list[Row]:
+def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: _Compiler) -> list[Row]:
     """Check and time every provider of one cell."""
     spec = make_spec(cell.shape, plan.dtype, plan.device)
     x = make_x(cell.shape, cell.batch, spec)
@@ -134,15 +146,17 @@ def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiling: _CompileBudget
                 rows.add(provider.name, f"wrong: {problem}")
             else:
                 to_time.append(provider)
-        if compiling.allows(cell):
-            start = time.monotonic()
-            compiled = _compiled(to_time, x, cell, clock)
-            problem = check(compiled, x, spec, logits, ours=False) if compiled else "no plain form is right"
-            if problem:
-                rows.add("compile", f"wrong: {problem}")
-            else:
-                to_time.append(compiled)
-            compiling.spent += time.monotonic() - start
+        start = time.monotonic()
+        try:
+            compiled = compiler.provider(to_time, x, cell, clock)
+            problem = check(compiled, x, spec, logits, ours=False) if compiled else ""
+        except Unavailable as reason:
+            compiled, problem = None, str(reason)
+        compiler.spent += time.monotonic() - start
+        if problem:
+            rows.add("compile", f"wrong: {problem}")
+        elif compiled:
+            to_time.append(compiled)
         else:
             rows.add("compile", "left out: time")
         timed = [_timed(provider, x, cell.mode) for provider in to_time]
@@ -198,11 +212,11 @@ def _candidates(spec, x: Tensor, engine: str, rows: _Rows) -> list[Provider]:
     return found
 
 
-def _compiled(checked: list[Provider], x: Tensor, cell: Cell, clock) -> Provider | None:
+def _compiled(checked: list[Provider], x: Tensor, cell: Cell, clock) -> Provider:
     """torch.compile of the fastest out-of-place plain form that is right, found in a few rounds."""
     plain = [provider for provider in checked if provider.name in PLAIN and not provider.in_place]
     if not plain:
-        return None
+        raise Unavailable("no plain form is right")
     timed = [_timed(provider, x, "eager") for provider in plain]
     measure(timed, clock, rounds=3)
     best = min(zip(timed, plain, strict=True), key=lambda pair: pair[0].quartiles()[1])[1]

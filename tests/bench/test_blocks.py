@@ -150,7 +150,7 @@ def test_a_wrong_provider_gets_no_time_and_the_others_do(monkeypatch):
 
 
 def _run_cell():
-    return blocks.run_cell(CELL, PLAN, 10.0, blocks._CompileBudget(PLAN))
+    return blocks.run_cell(CELL, PLAN, 10.0, blocks._Compiler(PLAN))
 
 
 def test_an_engine_that_is_not_there_is_left_out_with_its_reason(monkeypatch):
@@ -171,7 +171,7 @@ def test_the_fastest_plain_form_is_compiled_and_checked(monkeypatch):
 
     monkeypatch.setattr(providers, "compiled_provider", compiled_provider)
     plan = dataclasses.replace(PLAN, compile_batches=(2,))
-    rows = {row.provider: row for row in blocks.run_cell(CELL, plan, 10.0, blocks._CompileBudget(plan))}
+    rows = {row.provider: row for row in blocks.run_cell(CELL, plan, 10.0, blocks._Compiler(plan))}
     assert compiled in (["plain-clone"], ["plain-cat"])
     assert rows["compile"].check == "ok"
     assert rows["compile"].median_ms > 0

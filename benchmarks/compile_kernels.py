@@ -1,0 +1,55 @@
+"""Fill Triton's cache, a process a core, with what the numerics check and the benchmark launch on this GPU.
+
+Triton compiles a kernel when it is first launched, one after the other: a second or more for each of 300 variants.
+Which they are is found by running the check with its launches left out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from unittest import mock
+
+import torch
+
+from mod_kernels import verify
+from mod_kernels.backends.triton import configs, launch
+from mod_kernels.backends.triton.configs import Variant
+
+DTYPES = (torch.float16, torch.float32)
+POINTERS = {"*fp16": torch.float16, "*fp32": torch.float32, "*i32": torch.int32, "*i64": torch.int64}
+
+
+def main() -> None:
+    wanted = variants()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(len(wanted), os.cpu_count() or 1)) as pool:
+        done = sum(pool.imap_unordered(compile_for_this_gpu, wanted))
+    print(f"{done} kernel variants compiled")
+
+
+def variants() -> list[Variant]:
+    """What the numerics check and the benchmark launch, each once, the slowest to compile first."""
+    found: dict[Variant, None] = {}
+    with (
+        mock.patch.object(launch, "run", lambda variant, programs, arguments: found.setdefault(variant)),
+        mock.patch("mod_kernels.backends.triton._device_problem", lambda device: ""),
+    ):
+        verify.verify("cpu", DTYPES, ("triton",))
+    for shape in configs.PAPER_SHAPES:
+        for dtype in configs.SCALAR_TYPES:
+            found |= dict.fromkeys(configs.variants(shape, dtype))
+    return sorted(found, key=lambda variant: variant.kernel, reverse=True)
+
+
+def compile_for_this_gpu(variant: Variant) -> int:
+    """Compile as a launch would, without one."""
+    from triton.runtime.jit import MockTensor  # warmup itself wraps what is given by position only
+
+    run_time = {name: MockTensor.wrap_dtype(POINTERS.get(kind, 1)) for name, kind in variant.signature}
+    launch.kernels()[variant.kernel].warmup(**run_time, **variant.arguments, grid=(1,))
+    return 1
+
+
+if __name__ == "__main__":
+    main()
