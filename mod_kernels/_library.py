@@ -22,7 +22,8 @@ from torch import Tensor
 from ._layout import memory_format_of
 
 SELECTOR = "Tensor fc1_weight, Tensor fc2_weight, Tensor? fc1_bias, Tensor? fc2_bias, Tensor? pooled, int k"
-CONV = "Tensor[] conv_weights, Tensor[] conv_biases, str kind, bool final_relu, str position"
+# conv_parameters: weight and bias of each convolution in turn, flattened, in the accumulation dtype (spec.py).
+CONV = "Tensor conv_parameters, int mid_channels, str kind, bool final_relu, str position"
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -73,11 +74,11 @@ def _fake_add_relu_pool_(a, b, relu, *workspace):
 
 
 def _fake_mod_block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv_and_workspace):
-    return _fake_selection(x, x.shape[1], k)
+    return _fake_selection(x, x.shape[1], k)[1:]
 
 
 def _fake_mod_block(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv_and_workspace):
-    return (_fake_like(x), *_fake_selection(x, x.shape[1], k))
+    return (_fake_like(x), *_fake_selection(x, x.shape[1], k)[1:])
 
 
 class OpDefinition(NamedTuple):
@@ -111,12 +112,12 @@ OPS: dict[str, OpDefinition] = {
     "tail_": OpDefinition(f"Tensor(a!) x, Tensor scores, Tensor index, {CONV}", "()", _fake_in_place),
     "mod_block": OpDefinition(
         f"Tensor x, {SELECTOR}, {CONV}",
-        "(Tensor y, Tensor scores, Tensor index, Tensor logits)",
+        "(Tensor y, Tensor index, Tensor logits)",
         _fake_mod_block,
     ),
     "mod_block_": OpDefinition(
         f"Tensor(a!) x, {SELECTOR}, {CONV}",
-        "(Tensor scores, Tensor index, Tensor logits)",
+        "(Tensor index, Tensor logits)",
         _fake_mod_block_,
     ),
 }

@@ -44,7 +44,8 @@ class MoDSpec:
         position: where the result is added: ``"first"`` k channels (the paper), ``"last"`` k, ``"original"``.
         final_relu: a ReLU after the last convolution.
 
-    All on one device. dtypes are checked against x when the block runs: x's own or float32.
+    The convolutions' tensors are also packed into one (``conv_parameters``), which is what engines read: a later
+    change of them in place needs a new spec. All on one device. dtypes are checked against x when the block runs: x's own or float32.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device, kind or position that does not fit, named.
@@ -86,5 +87,13 @@ class MoDSpec:
         set_derived("tensors", (*selector, *self.conv_weights, *self.conv_biases))
         set_derived("dtypes", frozenset(tensor.dtype for tensor in self.tensors))
         set_derived("selector_arguments", (self.fc1_weight, self.fc2_weight, *optional))
-        conv = (list(self.conv_weights), list(self.conv_biases), self.kind, self.final_relu, self.position)
-        set_derived("conv_arguments", conv)
+        packed = _packed(self.conv_weights, self.conv_biases)
+        mid_channels = self.conv_weights[0].shape[0]
+        set_derived("conv_arguments", (packed, mid_channels, self.kind, self.final_relu, self.position))
+
+
+def _packed(weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:
+    """Weight and bias of each convolution in turn, one vector, float64 if one of them is, else float32."""
+    parameters = [tensor.detach().flatten() for pair in zip(weights, biases, strict=True) for tensor in pair]
+    wide = any(tensor.dtype == torch.float64 for tensor in parameters)
+    return torch.cat([tensor.to(torch.float64 if wide else torch.float32) for tensor in parameters])
