@@ -32,7 +32,7 @@ def variants() -> list[Variant]:
     """What the numerics check and the benchmark launch, each once, the slowest to compile first."""
     found: dict[Variant, None] = {}
     with (
-        mock.patch.object(launch, "run", lambda variant, programs, arguments: found.setdefault(variant)),
+        mock.patch.object(launch, "run", lambda variant, *launched: found.setdefault(variant)),
         mock.patch("mod_kernels.backends.triton._device_problem", lambda device: ""),
     ):
         verify.verify("cpu", DTYPES, ("triton",))

@@ -7,8 +7,6 @@ implements, all cut from the table below, so that :mod:`mod_kernels.functional` 
 The raw ops return more than the public ones (logits, hidden layer, pooled vector): what the backward and
 the numerics check need is the kernel's own, never recomputed. They are not differentiable and check nothing
 that :mod:`mod_kernels._checks` has checked already, except an index's range, which is data.
-
-An engine that needs scratch with a known state (GPU counters) gets a trailing ``Tensor(b!) workspace``.
 """
 
 from __future__ import annotations
@@ -46,18 +44,18 @@ def _fake_like(x: Tensor, channels: int | None = None) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
 
 
-def _fake_select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *workspace):
+def _fake_select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
     dtype = accumulation_dtype(x.dtype)
     hidden = x.new_empty((x.shape[0], fc1_weight.shape[0]), dtype=dtype)
     pooled_out = x.new_empty(x.shape[:2] if pooled is None else (0,), dtype=dtype)
     return (*_fake_selection(x, x.shape[1], k), hidden, pooled_out)
 
 
-def _fake_gather_channels(x, index, *workspace):
+def _fake_gather_channels(x, index):
     return _fake_like(x, index.shape[1])
 
 
-def _fake_fuse_channels(x, z, scores, index, position, *workspace):
+def _fake_fuse_channels(x, z, scores, index, position):
     return _fake_like(x)
 
 
@@ -65,19 +63,19 @@ def _fake_in_place(*arguments):
     return None
 
 
-def _fake_add_relu_pool(a, b, relu, *workspace):
+def _fake_add_relu_pool(a, b, relu):
     return _fake_like(a), a.new_empty(a.shape[:2], dtype=accumulation_dtype(a.dtype))
 
 
-def _fake_add_relu_pool_(a, b, relu, *workspace):
+def _fake_add_relu_pool_(a, b, relu):
     return a.new_empty(a.shape[:2], dtype=accumulation_dtype(a.dtype))
 
 
-def _fake_mod_block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv_and_workspace):
+def _fake_mod_block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv):
     return _fake_selection(x, x.shape[1], k)[1:]
 
 
-def _fake_mod_block(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv_and_workspace):
+def _fake_mod_block(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv):
     return (_fake_like(x), *_fake_selection(x, x.shape[1], k)[1:])
 
 
@@ -123,8 +121,8 @@ OPS: dict[str, OpDefinition] = {
 }
 
 
-def define(namespace: str, ops: list[str], workspace: list[str] = ()) -> torch.library.Library:
-    """Define ``ops`` of the table in ``namespace``; those named in ``workspace`` take one at the end.
+def define(namespace: str, ops: list[str]) -> torch.library.Library:
+    """Define ``ops`` of the table in ``namespace``.
 
     Returns the library object: the caller keeps it alive (dropping it undefines the ops) and, for an engine
     written in Python, registers its kernels on it. A compiled engine registers its own when it is loaded.
@@ -132,8 +130,6 @@ def define(namespace: str, ops: list[str], workspace: list[str] = ()) -> torch.l
     library = torch.library.Library(namespace, "DEF")
     for name in ops:
         arguments, returns, fake = OPS[name]
-        if name in workspace:
-            arguments += ", Tensor(b!) workspace"
         library.define(f"{name}({arguments}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
     return library

@@ -44,8 +44,8 @@ class MoDSpec:
         position: where the result is added: ``"first"`` k channels (the paper), ``"last"`` k, ``"original"``.
         final_relu: a ReLU after the last convolution.
 
-    The convolutions' tensors are also packed into one (``conv_parameters``), which is what engines read: a later
-    change of them in place needs a new spec. All on one device. dtypes are checked against x when the block runs: x's own or float32.
+    The convolutions' tensors are also packed into one, which is what engines read: a change of them in place needs
+    a new spec. All on one device. dtypes are checked against x when the block runs: x's own or float32.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device, kind or position that does not fit, named.

@@ -32,9 +32,8 @@ class Support(NamedTuple):
 class Engine:
     """Base class of the engines.
 
-    ``ops`` maps a raw op's name (:data:`mod_kernels._library.OPS`) to a callable taking that op's arguments;
-    a workspace, where the op has one, is the engine's own business. An op that is not in ``ops`` is served
-    by the reference.
+    ``ops`` maps a raw op's name (:data:`mod_kernels._library.OPS`) to a callable taking that op's arguments.
+    An op that is not in ``ops`` is served by the reference.
     """
 
     name: str

@@ -10,14 +10,11 @@ import os
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ... import _layout, _library
 from .._engine import Call, Engine, Support
 
 NAMESPACE = "mod_kernels_triton"
-# Ops with a counter per sample, zero before and after each call (see select.py).
-_WITH_WORKSPACE = ("select_channels", "mod_block", "mod_block_")
 _OPS = (
     "select_channels",
     "gather_channels",
@@ -28,6 +25,8 @@ _OPS = (
     "mod_block_",
 )
 
+_RANKING = ("select_channels", "mod_block", "mod_block_")
+
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.float32)
@@ -36,14 +35,20 @@ MAX_CHANNELS = 4096
 # A program of the tail holds all k channels of at least 16 pixels: 256 x 16 float32 values are a full tile.
 MAX_TAIL_CHANNELS = 256
 
-_library_object = _library.define(NAMESPACE, list(_OPS), workspace=list(_WITH_WORKSPACE))
+_library_object = _library.define(NAMESPACE, list(_OPS))
+
+
+@functools.cache
+def _launcher(name: str) -> Callable:
+    """The op's host function; the first call imports Triton."""
+    from . import launch
+
+    return getattr(launch, name)
 
 
 def _register(name: str) -> None:
     def implementation(*arguments):
-        from . import launch
-
-        return getattr(launch, name)(*arguments)
+        return _launcher(name)(*arguments)
 
     for device in ("CPU", "CUDA"):
         _library_object.impl(name, implementation, device)
@@ -53,35 +58,8 @@ for _name in _OPS:
     _register(_name)
 
 
-# Counters by (device, stream), all zero between calls: two streams may run at once, so they never share one.
-_counters: dict[tuple[torch.device, int], Tensor] = {}
-
-
-def _workspace(x: Tensor) -> Tensor:
-    """Counters for a call on ``x``: int32, zero, at least one per sample.
-
-    A graph (compiled or captured) gets zeros of its own, set again at every replay. Otherwise the buffer of
-    the current stream, which every call leaves zero.
-    """
-    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return x.new_zeros((x.shape[0],), dtype=torch.int32)
-    key = (x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0)
-    counters = _counters.get(key)
-    if counters is None or counters.numel() < x.shape[0]:
-        counters = _counters[key] = x.new_zeros((max(64, x.shape[0]),), dtype=torch.int32)
-    return counters
-
-
-def _with_workspace(op: Callable) -> Callable:
-    def call(x, *arguments):
-        return op(x, *arguments, _workspace(x))
-
-    return call
-
-
 def _callables() -> dict[str, Callable]:
-    ops = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in _OPS}
-    return ops | {name: _with_workspace(ops[name]) for name in _WITH_WORKSPACE}
+    return {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in _OPS}
 
 
 @functools.cache
@@ -124,7 +102,7 @@ def _call_problem(call: Call) -> str:
         return f"the Triton kernels take float32 and float16 weights, not {name}"
     if call.layout != _layout.NCHW:
         return f"the Triton kernels read NCHW, not {call.layout}"
-    if call.op in _WITH_WORKSPACE and call.channels > MAX_CHANNELS:
+    if call.op in _RANKING and call.channels > MAX_CHANNELS:
         return f"the selector kernel ranks up to {MAX_CHANNELS} channels, got C={call.channels}"
     if call.kind is not None and call.kind not in ("bottleneck", "basic"):
         return f"there is no Triton kernel for conv blocks of kind {call.kind!r}"

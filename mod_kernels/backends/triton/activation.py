@@ -1,4 +1,4 @@
-"""The activation that the selector and the conv blocks share."""
+"""The activations that the kernels share."""
 
 import triton
 import triton.language as tl
@@ -8,3 +8,9 @@ import triton.language as tl
 def relu(value):
     """max(value, 0) that keeps NaN, as torch's ReLU does (``tl.maximum`` would drop it)."""
     return tl.where(value <= 0.0, 0.0, value)
+
+
+@triton.jit
+def sigmoid(value):
+    """1 / (1 + exp(-value))."""
+    return 1.0 / (1.0 + tl.exp(-value))

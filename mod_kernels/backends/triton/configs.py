@@ -5,30 +5,34 @@ launcher (:mod:`.launch`) takes its variants from the functions here and so does
 (:mod:`.compile`), so what is checked is what runs. Neither Triton nor a GPU is needed to enumerate them.
 
 Batch, height and width are run-time values: other image sizes reuse a variant as long as they fall into the
-same block sizes and the same alignment. Nothing depends on the batch size but the number of programs and
-whether the tail is one launch or two, neither of which changes a result: a sample's result does not depend
-on the batch it is in. Nothing depends on the architecture yet: no kernel uses shared memory or registers to
-a degree that differs between compute capabilities 8.0 and 12.0 (``test_ahead_of_time.py`` holds this).
-
-The block sizes follow from counting registers and programs, not from timings on a device.
+same block sizes and the same alignment. Nothing depends on the batch size but the number of programs, so a
+sample's result does not depend on the batch it is in. Nothing depends on the architecture: no kernel uses
+shared memory or registers to a degree that differs between compute capabilities 8.0 and 12.0
+(``test_ahead_of_time.py`` holds this). The block sizes were chosen on an H100.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 # Widest factor of the row length told to the compiler: 16 elements are 32 bytes in float16, more than one load.
 MAX_ALIGN = 16
 # float32 values a program keeps per tile: 32 registers a thread at 128 threads.
 TILE = 4096
-# From here on one more program per sample is worth less than a wider load.
 MAX_BLOCK_HW = 1024
-# Two launches of the tail (each over many programs) instead of one program per sample: when a sample has
-# several tiles and the samples alone leave most of a GPU (72 to 170 multiprocessors) idle.
-SPLIT_BELOW_SAMPLES = 64
+# (planes up to so many pixels, pixels at a time, channels a program), with 8 warps. Measured with the paper's
+# shapes at N = 1 to 256: the best over all four batch sizes. Longer planes take more passes over their block.
+POOL_BLOCKS = ((64, 64, 64), (256, 64, 32), (1024, 256, 8), (None, 2048, 4))
+# Weights of the second layer, C * R, that one program reads for a sample; more are shared out over programs by
+# a launch of their own. 16384 is C = 512 at the paper's R: above, one program takes longer than a launch.
+MAX_LAYER_WEIGHTS = 16384
+# Channels whose logits and first ranking one program of that launch makes.
+SLICE = 256
+# Programs of the tail's first launch, at least: each makes the selection anew, so no more than fill a GPU.
+FIRST_PROGRAMS = 512
 
 # torch's names to Triton's, for the dtypes this engine serves.
 SCALAR_TYPES = {"float16": "fp16", "float32": "fp32"}
@@ -42,8 +46,16 @@ class Variant:
     signature: tuple[tuple[str, str], ...]
     constexprs: tuple[tuple[str, object], ...]
     num_warps: int
-    # The tail writes through pointers it also reads: no software pipelining across its iterations.
+    # The tail writes through pointers that it also reads: no software pipelining across its iterations.
     num_stages: int = 1
+
+    @functools.cached_property
+    def compiled(self) -> dict[int, tuple[object, tuple[object, ...]]]:
+        """By device index: what Triton made of this for 16-byte aligned pointers, and the constants' values.
+
+        Kept here, by identity, because to hash a variant at every launch would cost as much as the launch.
+        """
+        return {}
 
     @functools.cached_property
     def arguments(self) -> dict[str, object]:
@@ -52,12 +64,25 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class SelectConfig:
-    """A program pools ``chunk_channels`` x ``block_hw`` at a time; the last one of a sample runs the layers."""
+class PoolConfig:
+    """A program pools ``chunk_channels``, ``block_hw`` pixels at a time, for ``block_units`` units at a time."""
 
     chunk_channels: int
+    chunks: int
     block_hw: int
     block_units: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class LayersConfig:
+    """How the layers are run: ``apart``, a launch of their own for slices of channels, or by whoever ranks.
+
+    ``block_slots`` x R slots and ``block_channels`` x R weights at a time.
+    """
+
+    apart: bool
+    slice_channels: int
     block_slots: int
     block_channels: int
     num_warps: int
@@ -92,40 +117,43 @@ def align_of(*lengths: int) -> int:
 
 
 @functools.lru_cache
-def select_config(channels: int, hidden: int, hw: int) -> SelectConfig:
-    """Block sizes of the selector.
-
-    Rows longer than a block are added up over several loads, so fewer channels a program keep its share near
-    12 thousand elements (25 KB in float16: long enough to hide a launch, 64 programs a sample at 256x56x56).
-    At most 64 channels a program, lest small maps leave too few programs.
-    """
-    block_hw = min(power_of_two(hw), MAX_BLOCK_HW)
-    budget = TILE if hw > block_hw else 2 * TILE
-    chunk = max(1, min(budget // block_hw, power_of_two(channels), 64))
-    chunks = -(-channels // chunk)
-    hidden_pad = power_of_two(hidden)
-    # The last program of a sample alone reads R * C weights: from C = 512 on more threads pay.
-    num_warps = 8 if chunk * block_hw > TILE or channels >= 512 else 4
-    weights = TILE * num_warps // 4
-    return SelectConfig(
+def pool_config(channels: int, hidden: int, hw: int) -> PoolConfig:
+    """Block sizes of the pooling."""
+    _, block_hw, chunk = next(row for row in POOL_BLOCKS if row[0] is None or hw <= row[0])
+    block_hw, chunk = min(block_hw, power_of_two(hw)), min(chunk, power_of_two(channels))
+    return PoolConfig(
         chunk_channels=chunk,
+        chunks=-(-channels // chunk),
         block_hw=block_hw,
-        block_units=min(hidden_pad, max(1, TILE // chunk)),
-        block_slots=min(power_of_two(chunks), max(1, TILE // hidden_pad)),
-        block_channels=min(power_of_two(channels), max(1, weights // hidden_pad)),
-        num_warps=num_warps,
+        block_units=min(power_of_two(hidden), max(1, TILE // chunk)),
+        num_warps=8,
     )
 
 
 @functools.lru_cache
-def tail_config(samples: int, k: int, mid: int, hw: int) -> TailConfig:
-    """Block sizes of the tail: k (or m) x block_hw float32 values within TILE, at least 16 pixels."""
+def layers_config(channels: int, hidden: int, chunks: int) -> LayersConfig:
+    """Tiles of the layers after pooling."""
+    hidden_pad, channels_pad = power_of_two(hidden), power_of_two(channels)
+    apart = channels * hidden > MAX_LAYER_WEIGHTS
+    slice_channels = min(channels_pad, SLICE) if apart else channels_pad
+    return LayersConfig(
+        apart=apart,
+        slice_channels=slice_channels,
+        block_slots=min(power_of_two(chunks), max(1, TILE // hidden_pad)),
+        block_channels=min(slice_channels, max(1, TILE // hidden_pad)),
+        num_warps=4,
+    )
+
+
+@functools.lru_cache
+def tail_config(k: int, mid: int, hw: int) -> TailConfig:
+    """Block sizes of the tail: k (or m) x block_hw float32 values within two tiles, at least 16 pixels.
+
+    A sample that fits one block takes one program, which then needs no second launch.
+    """
     rows = power_of_two(max(k, mid))
-    block_hw = max(16, min(power_of_two(hw), MAX_BLOCK_HW, TILE // rows))
-    split = samples < SPLIT_BELOW_SAMPLES and hw > block_hw
-    # Nine taps of addresses and masks are kept per pixel, whatever the number of rows: 4 pixels a thread.
-    num_warps = 8 if block_hw >= 512 or rows * block_hw > TILE // 2 else 4
-    return TailConfig(block_hw, num_warps, split)
+    block_hw = max(16, min(power_of_two(hw), MAX_BLOCK_HW, 2 * TILE // rows))
+    return TailConfig(block_hw, num_warps=4, split=hw > block_hw)
 
 
 @functools.lru_cache
@@ -136,60 +164,131 @@ def plane_config(channels: int, hw: int, one_plane: bool) -> PlaneConfig:
     return PlaneConfig(block_channels, block_hw, num_warps=4 if block_channels * block_hw > 512 else 1)
 
 
-def select_variant(
-    dtypes: tuple[str, ...],
-    channels: int,
-    hidden: int,
-    k: int,
-    hw: int,
-    align: int,
-    biases: tuple[bool, bool],
-    pooled: bool,
-    copy: bool,
-) -> Variant:
-    """The selector's; ``dtypes`` (Triton's names): x, fc1_weight, fc2_weight, fc1_bias, fc2_bias.
+@dataclass(frozen=True)
+class Selector:
+    """What the selector's variants depend on; ``types`` (Triton's names): x, fc1, fc2, fc1_bias, fc2_bias.
 
     A bias that is not there is typed, and passed, as its layer's weight.
     """
-    config = select_config(channels, hidden, hw)
-    x, fc1, fc2, bias1, bias2 = dtypes
-    pointers = {
-        "x_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "fc2_weight_ptr": fc2,
-        "fc1_bias_ptr": bias1, "fc2_bias_ptr": bias2, "partial_ptr": "fp32", "counter_ptr": "i32",
-        "scores_ptr": "fp32", "index_ptr": "i64", "logits_ptr": "fp32", "hidden_ptr": "fp32",
-    }  # fmt: skip
-    constants = {
-        "C": channels, "R": hidden, "K": k, "C_PAD": power_of_two(channels), "R_PAD": power_of_two(hidden),
-        "K_PAD": power_of_two(k), "ALIGN": align, "CHUNK_C": config.chunk_channels, "BLOCK_HW": config.block_hw,
-        "BLOCK_R": config.block_units, "BLOCK_SLOTS": config.block_slots, "BLOCK_C": config.block_channels,
-        "HAS_FC1_BIAS": biases[0], "HAS_FC2_BIAS": biases[1], "POOLED": pooled, "COPY": copy,
-    }  # fmt: skip
+
+    types: tuple[str, str, str, str, str]
+    channels: int
+    hidden: int
+    k: int
+    hw: int
+    align: int
+    biases: tuple[bool, bool] = (False, False)
+    pooled: bool = False
+    copy: bool = False
+
+    @property
+    def pool(self) -> PoolConfig:
+        return pool_config(self.channels, self.hidden, self.hw)
+
+    @property
+    def layers(self) -> LayersConfig:
+        return layers_config(self.channels, self.hidden, self.pool.chunks)
+
+    @property
+    def source(self) -> str:
+        """SELECTION of whoever ranks."""
+        return "keys" if self.layers.apart else "slots"
+
+    @property
+    def keep(self) -> int:
+        """Keys that a slice leaves to the ranking."""
+        return min(power_of_two(self.k), self.layers.slice_channels)
+
+    @property
+    def slices(self) -> int:
+        return -(-self.channels // self.layers.slice_channels)
+
+    def constants(self) -> dict[str, object]:
+        """Those that :func:`.select.select_sample` takes."""
+        layers = self.layers
+        return {
+            "C": self.channels, "R": self.hidden, "K": self.k, "C_PAD": power_of_two(self.channels),
+            "R_PAD": power_of_two(self.hidden), "K_PAD": power_of_two(self.k), "CHUNKS": self.pool.chunks,
+            "BLOCK_SLOTS": layers.block_slots, "BLOCK_C": layers.block_channels, "SLICE_C": layers.slice_channels,
+            "KEEP": self.keep, "HAS_FC1_BIAS": self.biases[0], "HAS_FC2_BIAS": self.biases[1],
+        }  # fmt: skip
+
+
+def pool_variant(selector: Selector) -> Variant:
+    config = selector.pool
+    x, fc1, *_ = selector.types
+    pointers = {"x_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "partial_ptr": "fp32"}
     scalars = {"stride_xn": "i64", "hw_units": "i32"}
-    return _variant("select_channels_fwd_kernel", pointers, scalars, constants, config.num_warps)
-
-
-def tail_variants(
-    dtypes: tuple[str, ...],
-    samples: int,
-    channels: int,
-    k: int,
-    mid: int,
-    hw: int,
-    align: int,
-    bottleneck: bool,
-    final_relu: bool,
-    position: str,
-) -> tuple[Variant, ...]:
-    """The tail's launches in order; ``dtypes``: x, then weight and bias of each convolution in turn (three)."""
-    config = tail_config(samples, k, mid, hw)
-    x, *convs = dtypes
-    names = ("weight1_ptr", "bias1_ptr", "weight2_ptr", "bias2_ptr", "weight3_ptr", "bias3_ptr")
-    pointers = {"x_ptr": x, "scores_ptr": "fp32", "index_ptr": "i64"}
-    pointers |= dict(zip(names, convs, strict=True)) | {"mid_ptr": "fp32"}
-    scalars = {"stride_xn": "i64", "hw_units": "i32", "width": "i32", "programs": "i32"}
     constants = {
-        "C": channels, "K": k, "M": mid, "K_PAD": power_of_two(k), "M_PAD": power_of_two(mid), "ALIGN": align,
-        "BLOCK_HW": config.block_hw, "BOTTLENECK": bottleneck, "FINAL_RELU": final_relu, "POSITION": position,
+        "C": selector.channels, "R": selector.hidden, "ALIGN": selector.align, "CHUNK_C": config.chunk_channels,
+        "BLOCK_HW": config.block_hw, "BLOCK_R": config.block_units, "POOLED": selector.pooled,
+        "COPY": selector.copy,
+    }  # fmt: skip
+    return _variant("pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
+
+
+def layers_variant(selector: Selector, store_hidden: bool) -> Variant:
+    """The second layer's own launch; ``store_hidden``: the hidden layer is wanted too."""
+    constants = selector.constants() | {"STORE_HIDDEN": store_hidden}
+    del constants["K"], constants["K_PAD"]
+    pointers = _layer_pointers(selector)
+    return _variant("layers_fwd_kernel", pointers, {"keys_units": "i64"}, constants, selector.layers.num_warps)
+
+
+def rank_variant(selector: Selector) -> Variant:
+    pointers = _layer_pointers(selector) | {"index_ptr": "i64", "scores_ptr": "fp32"}
+    constants = selector.constants() | {"SELECTION": selector.source}
+    return _variant("rank_fwd_kernel", pointers, {"keys_units": "i64"}, constants, selector.layers.num_warps)
+
+
+def _layer_pointers(selector: Selector) -> dict[str, str]:
+    _, _, fc2, bias1, bias2 = selector.types
+    return {
+        "scratch_ptr": "fp32", "fc1_bias_ptr": bias1, "fc2_weight_ptr": fc2, "fc2_bias_ptr": bias2,
+        "hidden_ptr": "fp32", "logits_ptr": "fp32",
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the tail's variants depend on; ``selection``: None where index and scores are given."""
+
+    x: str
+    channels: int
+    k: int
+    mid: int
+    hw: int
+    align: int
+    bottleneck: bool
+    final_relu: bool
+    position: str
+    selection: Selector | None = None
+
+    @property
+    def config(self) -> TailConfig:
+        return tail_config(self.k, self.mid, self.hw)
+
+
+def tail_variants(tail: Tail) -> tuple[Variant, ...]:
+    """The tail's launches in order."""
+    config, selector = tail.config, tail.selection
+    fc2, bias1, bias2 = ("fp32",) * 3 if selector is None else (selector.types[2], *selector.types[3:])
+    pointers = {
+        "x_ptr": tail.x, "index_ptr": "i64", "scores_ptr": "fp32", "logits_ptr": "fp32", "conv_ptr": "fp32",
+        "scratch_ptr": "fp32", "fc1_bias_ptr": bias1, "fc2_weight_ptr": fc2, "fc2_bias_ptr": bias2,
+    }  # fmt: skip
+    scalars = {"keys_units": "i64", "mid_units": "i64", "stride_xn": "i64"}
+    scalars |= dict.fromkeys(("hw_units", "width", "programs"), "i32")
+    if selector is None:
+        unread = ("R", "C_PAD", "R_PAD", "CHUNKS", "BLOCK_SLOTS", "BLOCK_C", "SLICE_C", "KEEP", "HAS_FC1_BIAS")
+        constants = dict.fromkeys((*unread, "HAS_FC2_BIAS"), 0)
+        constants |= {"C": tail.channels, "K": tail.k, "K_PAD": power_of_two(tail.k)}
+    else:
+        constants = selector.constants()
+    constants |= {
+        "M": tail.mid, "M_PAD": power_of_two(tail.mid), "ALIGN": tail.align, "BLOCK_HW": config.block_hw,
+        "BOTTLENECK": tail.bottleneck, "FINAL_RELU": tail.final_relu, "POSITION": tail.position,
+        "SELECTION": "given" if selector is None else selector.source,
     }  # fmt: skip
     launches = ((True, False), (False, True)) if config.split else ((True, True),)
     return tuple(
@@ -198,6 +297,15 @@ def tail_variants(
         )
         for first, rest in launches
     )
+
+
+def tail_programs(tail: Tail, samples: int) -> tuple[int, ...]:
+    """Programs per sample of each launch of :func:`tail_variants`."""
+    if not tail.config.split:
+        return (1,)
+    tiles = -(-tail.hw // tail.config.block_hw)
+    first = tiles if tail.selection is None else min(tiles, -(-FIRST_PROGRAMS // samples))
+    return first, tiles
 
 
 def gather_variant(x: str, channels: int, k: int, hw: int, align: int) -> Variant:
@@ -269,18 +377,19 @@ def variants(shape: Shape, dtype: str, position: str = "first") -> Iterator[Vari
     """
     x = SCALAR_TYPES[dtype]
     align = align_of(shape.hw, shape.channels * shape.hw)
-    sizes = (shape.channels, shape.hidden, shape.k, shape.hw, align)
+    tail = Tail(
+        x, shape.channels, shape.k, shape.mid, shape.hw, align, shape.kind == "bottleneck", False, position
+    )
+    selector = Selector((x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align)
     for copy in (False, True):
         for pooled in (False, True):
-            yield select_variant((x,) * 5, *sizes, (False, False), pooled, copy)
-    tails = {}
-    for samples in (1, SPLIT_BELOW_SAMPLES):
-        for variant in tail_variants(
-            (x,) * 7, samples, shape.channels, shape.k, shape.mid, shape.hw, align,
-            shape.kind == "bottleneck", False, position,
-        ):  # fmt: skip
-            tails[variant] = None
-    yield from tails
+            yield pool_variant(replace(selector, copy=copy, pooled=pooled))
+    if selector.layers.apart:
+        yield layers_variant(selector, True)
+        yield layers_variant(selector, False)
+    yield rank_variant(selector)
+    yield from tail_variants(tail)
+    yield from tail_variants(replace(tail, selection=selector))
     plain = (x, shape.channels, shape.k, shape.hw, align)
     yield gather_variant(*plain)
     for in_place in (False, True):

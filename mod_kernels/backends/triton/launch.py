@@ -1,22 +1,26 @@
-"""The raw ops on the host: outputs and scratch allocated, variant looked up, kernel launched.
+"""The raw ops on the host: outputs and scratch allocated, variants looked up, kernels launched.
 
-Functions carry the raw ops' arguments (:data:`mod_kernels._library.OPS`), workspace last where there is one.
-Arguments have been checked and laid out by :mod:`mod_kernels.functional`.
+Functions carry the raw ops' arguments (:data:`mod_kernels._library.OPS`), which have been checked and laid out by
+:mod:`mod_kernels.functional`. Which variants a call needs is worked out once for its sizes (the plans below).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..._layout import CHANNELS_LAST, layout_of
 from . import configs
-from .configs import Variant, align_of
+from .configs import Selector, Tail, Variant, align_of
 
 _TYPE_NAMES = {getattr(torch, name): kind for name, kind in configs.SCALAR_TYPES.items()}
+_INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+_PLANS = 1024  # remembered for each op: sizes a process meets, batch sizes included
 
 
 @functools.cache
@@ -25,7 +29,9 @@ def kernels() -> dict[str, object]:
     from . import fuse, gather, select, tail
 
     return {
-        "select_channels_fwd_kernel": select.select_channels_fwd_kernel,
+        "pool_fwd_kernel": select.pool_fwd_kernel,
+        "layers_fwd_kernel": select.layers_fwd_kernel,
+        "rank_fwd_kernel": select.rank_fwd_kernel,
         "tail_fwd_kernel": tail.tail_fwd_kernel,
         "gather_channels_fwd_kernel": gather.gather_channels_fwd_kernel,
         "fuse_channels_fwd_kernel": fuse.fuse_channels_fwd_kernel,
@@ -33,9 +39,27 @@ def kernels() -> dict[str, object]:
     }
 
 
-def run(variant: Variant, programs: int, arguments: dict[str, object]) -> None:
-    """Launch ``programs`` programs of a variant on the current device and stream."""
-    kernels()[variant.kernel][(programs,)](**arguments, **variant.arguments)
+def run(variant: Variant, programs: int, aligned: bool, *arguments: object) -> None:
+    """Launch ``programs`` programs of a variant on the current device and stream.
+
+    ``arguments``: the run-time ones, in the signature's order. Triton's own launch works out the types, the
+    alignment and the constants of some thirty arguments at every call, 30 us: here they are known, so where all
+    pointers are 16-byte ``aligned`` the compiled kernel is kept and called. Other views go Triton's way, which
+    compiles a variant with narrower loads for them.
+    """
+    kernel = kernels()[variant.kernel]
+    if _INTERPRETING or not aligned:
+        kernel[(programs,)](*arguments, **variant.arguments)
+        return
+    device = torch.cuda.current_device()
+    found = variant.compiled.get(device)
+    if found is None:
+        compiled = kernel.warmup(*arguments, **variant.arguments, grid=(1,))
+        constants = dict(variant.constexprs)
+        found = compiled, tuple(constants[name] for name in kernel.arg_names if name in constants)
+        variant.compiled[device] = found
+    compiled, constants = found
+    compiled[(programs, 1, 1)](*arguments, *constants)
 
 
 def _on_device_of(x: Tensor):
@@ -45,21 +69,89 @@ def _on_device_of(x: Tensor):
     return contextlib.nullcontext()
 
 
-def _plane_geometry(x: Tensor) -> tuple[int, int, int]:
-    """(H*W, elements from sample to sample, alignment of both)."""
-    _, c, h, w = x.shape
-    stride = x.stride(0) if x.shape[0] > 1 else c * h * w
-    return h * w, stride, align_of(h * w, stride)
+def _aligned(*tensors: Tensor | None) -> bool:
+    """Whether every tensor starts at a multiple of 16 bytes, as torch's allocator gives them."""
+    addresses = 0
+    for tensor in tensors:
+        if tensor is not None:
+            addresses |= tensor.data_ptr()
+    return addresses % 16 == 0
 
 
-_select_variant = functools.lru_cache(maxsize=1024)(configs.select_variant)
-_tail_variants = functools.lru_cache(maxsize=1024)(configs.tail_variants)
-_gather_variant = functools.lru_cache(maxsize=1024)(configs.gather_variant)
-_fuse_variant = functools.lru_cache(maxsize=1024)(configs.fuse_variant)
+def _sample_stride(x: Tensor) -> int:
+    """Elements from sample to sample."""
+    n, channels, h, w = x.shape
+    return x.stride(0) if n > 1 else channels * h * w
 
 
-def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, workspace, y=None):
-    """The selector; with ``y``, x is copied into it on the way. Returns what select_channels does."""
+def _units(elements: int) -> int:
+    """Sixteens that hold so many float32 values: sections of scratch start at such a multiple."""
+    return -(-elements // 16)
+
+
+# ---- select
+
+
+class _SelectPlan(NamedTuple):
+    """Launches of the selector with their programs; ``layers`` None where the layers are not apart."""
+
+    selector: Selector
+    pool: Variant
+    pool_programs: int
+    layers: Variant | None
+    layers_programs: int
+    rank: Variant
+    keys_units: int  # where the keys begin in scratch
+    scratch_units: int
+
+
+@functools.lru_cache(_PLANS)
+def _select_plan(
+    types: tuple[torch.dtype, ...], n: int, channels: int, hidden: int, k: int, hw: int, stride: int,
+    biases: tuple[bool, bool], pooled: bool, copy: bool, store_hidden: bool,
+) -> _SelectPlan:  # fmt: skip
+    names = tuple(_TYPE_NAMES[dtype] for dtype in types)
+    selector = Selector(names, channels, hidden, k, hw, align_of(hw, stride), biases, pooled, copy)
+    chunks, slices = selector.pool.chunks, selector.slices
+    keys_units = _units(n * chunks * hidden)
+    apart = selector.layers.apart
+    return _SelectPlan(
+        selector,
+        configs.pool_variant(selector),
+        n * chunks,
+        configs.layers_variant(selector, store_hidden) if apart else None,
+        n * slices,
+        configs.rank_variant(selector),
+        keys_units,
+        keys_units + (_units(2 * n * slices * selector.keep) if apart else 0),
+    )
+
+
+def _check_size(x: Tensor) -> None:
+    """Offsets inside a sample are int32 in the kernels; between samples they are int64."""
+    if x.shape[1:].numel() >= 2**31:
+        raise ValueError(f"the Triton kernels take samples of fewer than 2^31 elements, got {tuple(x.shape)}")
+
+
+def _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k):
+    """What :func:`_select_plan` depends on; a bias that is not there is given as its layer's weight."""
+    n, channels, h, w = x.shape
+    types = (x.dtype, fc1_weight.dtype, fc2_weight.dtype, bias1.dtype, bias2.dtype)
+    hw, stride = h * w, _sample_stride(x)
+    return types, n, channels, fc1_weight.shape[0], k, hw, stride, biases, pooled is not None
+
+
+def _run_layers(plan, aligned, x, y, pooled, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits):
+    """Pooling with the first layer's parts and, where it is apart, the second layer."""
+    align = plan.selector.align
+    units, stride = x.shape[2] * x.shape[3] // align, _sample_stride(x) // align
+    run(plan.pool, plan.pool_programs, aligned, x, y, pooled, fc1_weight, scratch, stride, units)
+    if plan.layers is not None:
+        pointers = (scratch, bias1, fc2_weight, bias2, hidden, logits)
+        run(plan.layers, plan.layers_programs, aligned, *pointers, plan.keys_units)
+
+
+def select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
     n, channels = x.shape[:2]
     hidden_size = fc1_weight.shape[0]
     scores = x.new_empty((n, k), dtype=torch.float32)
@@ -69,41 +161,25 @@ def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, workspace,
     pooled_out = x.new_empty((n, channels) if pooled is None else (0,), dtype=torch.float32)
     if n == 0:
         return scores, index, logits, hidden, pooled_out
-    if workspace.numel() < n:
-        raise RuntimeError(f"workspace must hold a counter per sample: {n} are needed, got {workspace.numel()}")
-    hw, stride, align = _plane_geometry(x)
-    bias1 = fc1_weight if fc1_bias is None else fc1_bias
-    bias2 = fc2_weight if fc2_bias is None else fc2_bias
-    types = tuple(_TYPE_NAMES[t.dtype] for t in (x, fc1_weight, fc2_weight, bias1, bias2))
+    _check_size(x)
     biases = (fc1_bias is not None, fc2_bias is not None)
-    variant = _select_variant(
-        types, channels, hidden_size, k, hw, align, biases, pooled is not None, y is not None
-    )
-    chunks = -(-channels // configs.select_config(channels, hidden_size, hw).chunk_channels)
-    arguments = {
-        "x_ptr": x,
-        "y_ptr": x if y is None else y,
-        "pooled_ptr": pooled_out if pooled is None else pooled,
-        "fc1_weight_ptr": fc1_weight,
-        "fc2_weight_ptr": fc2_weight,
-        "fc1_bias_ptr": bias1,
-        "fc2_bias_ptr": bias2,
-        "partial_ptr": torch.empty((n, chunks, hidden_size), dtype=torch.float32, device=x.device),
-        "counter_ptr": workspace,
-        "scores_ptr": scores,
-        "index_ptr": index,
-        "logits_ptr": logits,
-        "hidden_ptr": hidden,
-        "stride_xn": stride // align,
-        "hw_units": hw // align,
-    }
+    bias1, bias2 = (fc1_bias if biases[0] else fc1_weight), (fc2_bias if biases[1] else fc2_weight)
+    key = _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k)
+    plan = _select_plan(*key, copy=False, store_hidden=True)
+    scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
+    given = pooled_out if pooled is None else pooled
+    aligned = _aligned(x, fc1_weight, fc2_weight, bias1, bias2, given)
     with _on_device_of(x):
-        run(variant, n * chunks, arguments)
+        _run_layers(plan, aligned, x, x, given, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits)
+        pointers = (scratch, bias1, fc2_weight, bias2, hidden, logits, index, scores)
+        run(plan.rank, n, aligned, *pointers, plan.keys_units)
     return scores, index, logits, hidden, pooled_out
 
 
-def select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, workspace):
-    return _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, workspace)
+# ---- gather and fuse
+
+_gather_variant = functools.lru_cache(_PLANS)(configs.gather_variant)
+_fuse_variant = functools.lru_cache(_PLANS)(configs.fuse_variant)
 
 
 def gather_channels(x, index):
@@ -112,52 +188,36 @@ def gather_channels(x, index):
     out = torch.empty((n, k, h, w), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    hw, stride, align = _plane_geometry(x)
+    hw, stride = h * w, _sample_stride(x)
+    align = align_of(hw, stride)
     variant = _gather_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align)
     tiles = -(-hw // configs.plane_config(channels, hw, one_plane=True).block_hw)
-    arguments = {
-        "x_ptr": x,
-        "index_ptr": index,
-        "out_ptr": out,
-        "stride_xn": stride // align,
-        "hw_units": hw // align,
-        "tiles": tiles,
-    }
     with _on_device_of(x):
-        run(variant, n * k * tiles, arguments)
+        run(variant, n * k * tiles, _aligned(x, index), x, index, out, stride // align, hw // align, tiles)
     return out
 
 
 def _fuse(x, z, scores, index, position, y):
     """The fuse, into ``y`` or, with ``y`` None, in place."""
-    n, channels = x.shape[:2]
+    n, channels, h, w = x.shape
     k = z.shape[1]
     if x.numel() == 0:
         return
-    hw, stride, align = _plane_geometry(x)
+    hw, stride = h * w, _sample_stride(x)
+    align = align_of(hw, stride)
     in_place = y is None
     z_channels_last = layout_of(z) == CHANNELS_LAST
     variant = _fuse_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align, position, z_channels_last, in_place)
     config = configs.plane_config(channels, hw, one_plane=in_place)
     tiles = -(-hw // config.block_hw)
-    arguments = {
-        "x_ptr": x,
-        "z_ptr": z,
-        "scores_ptr": scores,
-        # Read for position "original" alone; else scores stands in, as the signature says.
-        "index_ptr": index if position == "original" else scores,
-        "stride_xn": stride // align,
-        "stride_zn": z.stride(0) if n > 1 else k * hw,
-        "hw_units": hw // align,
-        "tiles": tiles,
-    }
-    if in_place:
-        programs = n * k * tiles
-    else:
-        programs = n * -(-channels // config.block_channels) * tiles
-        arguments["y_ptr"] = y
+    # Read for position "original" alone; else scores stands in, as the signature says.
+    index = index if position == "original" else scores
+    pointers = (x, z, scores, index) if in_place else (x, z, scores, index, y)
+    stride_zn = z.stride(0) if n > 1 else k * hw
+    programs = n * tiles * (k if in_place else -(-channels // config.block_channels))
+    aligned = _aligned(x, z, scores, index)
     with _on_device_of(x):
-        run(variant, programs, arguments)
+        run(variant, programs, aligned, *pointers, stride // align, stride_zn, hw // align, tiles)
 
 
 def fuse_channels(x, z, scores, index, position):
@@ -170,57 +230,89 @@ def fuse_channels_(x, z, scores, index, position):
     _fuse(x, z, scores, index, position, None)
 
 
-def tail_(x, scores, index, conv_weights, conv_biases, kind, final_relu, position):
+# ---- the tail, and the whole block
+
+
+@functools.lru_cache(_PLANS)
+def _tail_plan(
+    dtype: torch.dtype, n: int, channels: int, k: int, mid: int, hw: int, stride: int, kind: str,
+    final_relu: bool, position: str, selection: Selector | None,
+) -> list[tuple[Variant, int]]:  # fmt: skip
+    """Each launch's variant and programs per sample."""
+    align = align_of(hw, stride)
+    bottleneck = kind == "bottleneck"
+    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, hw, align, bottleneck, final_relu, position, selection)
+    return list(zip(configs.tail_variants(tail), configs.tail_programs(tail, n), strict=True))
+
+
+def _run_tail(
+    plan, aligned, x, index, scores, logits, conv_parameters, scratch, bias1, fc2, bias2, keys_units, mid_units
+):
+    n, _, h, w = x.shape
+    stride = _sample_stride(x)
+    align = align_of(h * w, stride)
+    pointers = (x, index, scores, logits, conv_parameters, scratch, bias1, fc2, bias2)
+    for variant, programs in plan:
+        scalars = (keys_units, mid_units, stride // align, h * w // align, w, programs)
+        run(variant, n * programs, aligned, *pointers, *scalars)
+
+
+def tail_(x, scores, index, conv_parameters, mid_channels, kind, final_relu, position):
     n, channels, h, w = x.shape
     if x.numel() == 0:
         return
-    bottleneck = kind == "bottleneck"
-    mid_channels = conv_weights[0].shape[0]
-    k = index.shape[1]
-    convs = [tensor for pair in zip(conv_weights, conv_biases, strict=True) for tensor in pair]
-    if not bottleneck:
-        convs += convs[2:]  # a basic block has no third convolution: its second's tensors stand in, unread
-    hw, stride, align = _plane_geometry(x)
-    types = tuple(_TYPE_NAMES[t.dtype] for t in (x, *convs))
-    launches = _tail_variants(types, n, channels, k, mid_channels, hw, align, bottleneck, final_relu, position)
-    weight1, bias1, weight2, bias2, weight3, bias3 = convs
-    programs = -(-hw // configs.tail_config(n, k, mid_channels, hw).block_hw) if len(launches) > 1 else 1
-    arguments = {
-        "x_ptr": x,
-        "scores_ptr": scores,
-        "index_ptr": index,
-        "weight1_ptr": weight1,
-        "bias1_ptr": bias1,
-        "weight2_ptr": weight2,
-        "bias2_ptr": bias2,
-        "weight3_ptr": weight3,
-        "bias3_ptr": bias3,
-        "mid_ptr": torch.empty((n, mid_channels, h, w), dtype=torch.float32, device=x.device),
-        "stride_xn": stride // align,
-        "hw_units": hw // align,
-        "width": w,
-        "programs": programs,
-    }
+    plan = _tail_plan(
+        x.dtype, n, channels, index.shape[1], mid_channels, h * w, _sample_stride(x), kind, final_relu, position,
+        None,
+    )  # fmt: skip
+    scratch = x.new_empty((n * mid_channels * h * w,), dtype=torch.float32)
+    aligned = _aligned(x, scores, index, conv_parameters)
+    unread = (scratch, scratch, scratch)
     with _on_device_of(x):
-        for variant in launches:
-            run(variant, n * programs, arguments)
+        _run_tail(plan, aligned, x, index, scores, scratch, conv_parameters, scratch, *unread, 0, 0)
 
 
-def mod_block(
-    x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k,
-    conv_weights, conv_biases, kind, final_relu, position, workspace,
+@functools.lru_cache(_PLANS)
+def _block_plan(selector_key, y_stride, copy, mid, kind, final_relu, position):
+    """The selector's plan and the tail's."""
+    select = _select_plan(*selector_key, copy, False)
+    (x_dtype, *_), n, channels, _, k, hw, *_ = selector_key
+    sizes = (x_dtype, n, channels, k, mid, hw, y_stride)
+    return select, _tail_plan(*sizes, kind, final_relu, position, select.selector)
+
+
+def _block(
+    x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, mid_channels, kind, final_relu,
+    position,
 ):  # fmt: skip
+    """The block on x into y, which is x itself in place."""
+    n, channels, h, w = x.shape
+    index = x.new_empty((n, k), dtype=torch.int64)
+    logits = x.new_empty((n, channels), dtype=torch.float32)
+    if n == 0:
+        return index, logits
+    _check_size(x)
+    biases = (fc1_bias is not None, fc2_bias is not None)
+    bias1, bias2 = (fc1_bias if biases[0] else fc1_weight), (fc2_bias if biases[1] else fc2_weight)
+    key = _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k)
+    select, tail = _block_plan(key, _sample_stride(y), y is not x, mid_channels, kind, final_relu, position)
+    mid_units = select.scratch_units
+    scratch = x.new_empty((16 * mid_units + n * mid_channels * h * w,), dtype=torch.float32)
+    # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
+    given = logits if pooled is None else pooled
+    aligned = _aligned(x, fc1_weight, fc2_weight, bias1, bias2, pooled, conv_parameters)
+    layers = (fc1_weight, fc2_weight, bias1, bias2, logits, logits)
+    selected = (index, logits, logits, conv_parameters, scratch, bias1, fc2_weight, bias2)
+    with _on_device_of(x):
+        _run_layers(select, aligned, x, y, given, scratch, *layers)
+        _run_tail(tail, aligned, y, *selected, select.keys_units, mid_units)
+    return index, logits
+
+
+def mod_block(x, *arguments):
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    selection = _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, workspace, y)
-    scores, index, logits = selection[:3]
-    tail_(y, scores, index, conv_weights, conv_biases, kind, final_relu, position)
-    return y, scores, index, logits
+    return y, *_block(x, y, *arguments)
 
 
-def mod_block_(
-    x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k,
-    conv_weights, conv_biases, kind, final_relu, position, workspace,
-):  # fmt: skip
-    scores, index, logits = _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, workspace)[:3]
-    tail_(x, scores, index, conv_weights, conv_biases, kind, final_relu, position)
-    return scores, index, logits
+def mod_block_(x, *arguments):
+    return _block(x, x, *arguments)

@@ -1,81 +1,48 @@
-"""Selector kernel: pooling, both layers and the top-k in one launch."""
+"""Selector kernels: pooling with the first layer, the second layer with a first ranking, the ranking.
+
+A launch ends where every program of the next needs what all of this one's have written, so there are no
+counters, no atomics, and nothing that depends on the order of programs:
+
+1. ``pool_fwd_kernel``: a program pools a chunk of channels and writes what they give to the first layer's sums
+   into its own slot;
+2. ``layers_fwd_kernel``: hidden layer from the slots, logits of a slice of channels, the best of the slice; left
+   out where the second layer is small enough for whoever ranks to do it (SELECTION "slots", else "keys");
+3. ``rank_fwd_kernel``, or the tail's first launch, which begins with the same :func:`select_sample`.
+"""
 
 import triton
 import triton.language as tl
 
-from .activation import relu
+from .activation import relu, sigmoid
 
-
-@triton.jit
-def _rank_keys(logits, channel, C: tl.constexpr, C_PAD: tl.constexpr):
-    """int64 keys whose descending order is the ranking: larger logit, then lower channel; NaN before all.
-
-    High half: the logit's bits as an int32 in the order of the floats. -0.0 becomes +0.0 first, every NaN the
-    positive quiet one, which lies above +inf. Low half: ``C_PAD - 1 - channel``. Lanes beyond C get a key
-    below that of any logit (-inf's high half is -0x7f800001, not the smallest int32).
-    """
-    logits = tl.where(logits != logits, float("nan"), logits + 0.0)
-    bits = logits.to(tl.int32, bitcast=True)
-    ordered = tl.where(logits != logits, 0x7FC00000, bits ^ ((bits >> 31) & 0x7FFFFFFF))
-    keys = (ordered.to(tl.int64) << 32) | (C_PAD - 1 - channel).to(tl.int64)
-    return tl.where(channel < C, keys, -0x7FFFFFFFFFFFFFFF)
-
-
-@triton.jit
-def _store_selection(keys, scores_ptr, index_ptr, rank, mask, C_PAD: tl.constexpr):
-    """Take channel and logit back out of the keys; ``score = 1 / (1 + exp(-logit))``."""
-    channel = C_PAD - 1 - (keys & (C_PAD - 1))
-    ordered = (keys >> 32).to(tl.int32)
-    logit = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    tl.store(scores_ptr + rank, 1.0 / (1.0 + tl.exp(-logit)), mask=mask)
-    tl.store(index_ptr + rank, channel, mask=mask)
+LOWEST_KEY = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # below that of any logit
 
 
 @triton.jit(do_not_specialize=["stride_xn", "hw_units"])
-def select_channels_fwd_kernel(
+def pool_fwd_kernel(
     x_ptr,
     y_ptr,
     pooled_ptr,
     fc1_weight_ptr,
-    fc2_weight_ptr,
-    fc1_bias_ptr,
-    fc2_bias_ptr,
     partial_ptr,
-    counter_ptr,
-    scores_ptr,
-    index_ptr,
-    logits_ptr,
-    hidden_ptr,
     stride_xn: tl.int64,
     hw_units,
     C: tl.constexpr,
     R: tl.constexpr,
-    K: tl.constexpr,
-    C_PAD: tl.constexpr,
-    R_PAD: tl.constexpr,
-    K_PAD: tl.constexpr,
     ALIGN: tl.constexpr,
     CHUNK_C: tl.constexpr,
     BLOCK_HW: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    HAS_FC1_BIAS: tl.constexpr,
-    HAS_FC2_BIAS: tl.constexpr,
     POOLED: tl.constexpr,
     COPY: tl.constexpr,
 ):
-    """``logits = relu(mean_hw(x) @ fc1.T + b1) @ fc2.T + b2``, their k largest, ``scores = sigmoid`` of those.
+    """``pooled = mean_hw(x)``; ``partial[n, chunk, r]``: the sum over the chunk of ``fc1[r, c] * pooled[n, c]``.
 
-    x (N, C, H, W), planes dense, samples ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * ALIGN``:
-    the factor tells the compiler how wide its loads may be. fc1 (R, C), fc2 (C, R); pooled, logits (N, C),
-    hidden (N, R), scores (N, K) float32, index (N, K) int64.
+    x (N, C, H, W), planes dense, samples ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * ALIGN``: the
+    factor tells the compiler how wide its loads may be. fc1 (R, C); pooled (N, C), partial (N, CHUNKS, R) float32.
 
-    Grid: ``N * CHUNKS``. A program pools CHUNK_C channels and writes what they give to the R sums of the first
-    layer into its own slot of partial (N, CHUNKS, R); the program of a sample that arrives last adds the slots
-    in their order and does the rest. No floating-point atomics, so results repeat bit for bit. counter (N):
-    zero at entry, zero again at exit. POOLED: pooled is given and x is not read for pooling. COPY: x is
-    written to y (dense) on the way.
+    Grid: ``N * CHUNKS``, CHUNK_C channels a program. POOLED: pooled is given and x is not read for pooling. COPY:
+    x is written to y (dense) on the way.
     """
     CHUNKS: tl.constexpr = (C + CHUNK_C - 1) // CHUNK_C
     program = tl.program_id(0)
@@ -86,16 +53,16 @@ def select_channels_fwd_kernel(
     channel = chunk * CHUNK_C + tl.arange(0, CHUNK_C)
     channel_mask = channel < C
     if COPY or not POOLED:
-        plane = channel.to(tl.int64)[:, None] * hw
-        x_planes = x_ptr + n * stride_xn * ALIGN + plane
-        y_planes = y_ptr + n * C * hw + plane
+        plane = channel[:, None] * hw  # int32: a sample has fewer than 2^31 elements (launch.py)
+        x_sample = x_ptr + n * stride_xn * ALIGN
+        y_sample = y_ptr + n * C * hw
         total = tl.zeros((CHUNK_C, BLOCK_HW), tl.float32)
         for start in range(0, hw, BLOCK_HW):
             pixel = (start + tl.arange(0, BLOCK_HW))[None, :]
             mask = channel_mask[:, None] & (pixel < hw)
-            tile = tl.load(x_planes + pixel, mask=mask, other=0.0)  # (CHUNK_C, BLOCK_HW)
+            tile = tl.load(x_sample + (plane + pixel), mask=mask, other=0.0)  # (CHUNK_C, BLOCK_HW)
             if COPY:
-                tl.store(y_planes + pixel, tile, mask=mask)
+                tl.store(y_sample + (plane + pixel), tile, mask=mask)
             if not POOLED:
                 total += tile.to(tl.float32)
     if POOLED:
@@ -111,43 +78,185 @@ def select_channels_fwd_kernel(
         part = tl.sum(weight.to(tl.float32) * pooled[None, :], axis=1)  # (BLOCK_R,)
         tl.store(partial_ptr + (n * CHUNKS + chunk) * R + unit, part, mask=unit < R)
 
-    # One thread issues the atomic (up to Triton 3.8 without a block barrier of its own): the barrier puts all
-    # threads' slots before it.
+
+@triton.jit
+def _hidden(
+    partial_ptr, bias_ptr, n, R: tl.constexpr, R_PAD: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """``relu(sum over the slots of partial[n] + b1)``, (R_PAD,), the slots in their order."""
+    unit = tl.arange(0, R_PAD)
+    unit_mask = unit < R
+    slots = tl.zeros((BLOCK_SLOTS, R_PAD), tl.float32)
+    for first in range(0, CHUNKS, BLOCK_SLOTS):
+        slot = first + tl.arange(0, BLOCK_SLOTS)
+        mask = (slot < CHUNKS)[:, None] & unit_mask[None, :]
+        slots += tl.load(partial_ptr + (n * CHUNKS + slot)[:, None] * R + unit[None, :], mask=mask, other=0.0)
+    hidden = tl.sum(slots, axis=0)
+    if HAS_BIAS:
+        hidden += tl.load(bias_ptr + unit, mask=unit_mask, other=0.0).to(tl.float32)
+    return relu(hidden)
+
+
+@triton.jit
+def _rank_keys(logits, channel, C: tl.constexpr, C_PAD: tl.constexpr):
+    """int64 keys whose descending order is the ranking: larger logit, then lower channel; NaN before all.
+
+    High half: the logit's bits as an int32 in the order of the floats. -0.0 becomes +0.0 first, every NaN the
+    positive quiet one, which lies above +inf. Low half: ``C_PAD - 1 - channel``. Lanes beyond C get a key
+    below that of any logit (-inf's high half is -0x7f800001, not the smallest int32).
+    """
+    logits = tl.where(logits != logits, float("nan"), logits + 0.0)
+    bits = logits.to(tl.int32, bitcast=True)
+    ordered = tl.where(logits != logits, 0x7FC00000, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+    keys = (ordered.to(tl.int64) << 32) | (C_PAD - 1 - channel).to(tl.int64)
+    return tl.where(channel < C, keys, LOWEST_KEY)
+
+
+@triton.jit
+def _logit_keys(
+    partial_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, hidden_ptr, logits_ptr, n, lowest,
+    C: tl.constexpr, R: tl.constexpr, C_PAD: tl.constexpr, R_PAD: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, SLICE_C: tl.constexpr, HAS_FC1_BIAS: tl.constexpr,
+    HAS_FC2_BIAS: tl.constexpr, STORE_HIDDEN: tl.constexpr,
+):  # fmt: skip
+    """``logits[n, c] = fc2[c] . hidden[n] + b2[c]`` of SLICE_C channels from ``lowest`` on; returns their keys."""
+    hidden = _hidden(partial_ptr, fc1_bias_ptr, n, R, R_PAD, CHUNKS, BLOCK_SLOTS, HAS_FC1_BIAS)
+    unit = tl.arange(0, R_PAD)
+    if STORE_HIDDEN:
+        tl.store(hidden_ptr + n * R + unit, hidden, mask=(unit < R) & (lowest == 0))
+    for first in range(0, SLICE_C, BLOCK_C):
+        out = lowest + first + tl.arange(0, BLOCK_C)
+        mask = (out < C)[:, None] & (unit < R)[None, :]
+        weight = tl.load(fc2_weight_ptr + out[:, None] * R + unit[None, :], mask=mask, other=0.0)
+        logits = tl.sum(weight.to(tl.float32) * hidden[None, :], axis=1)  # (BLOCK_C,)
+        if HAS_FC2_BIAS:
+            logits += tl.load(fc2_bias_ptr + out, mask=out < C, other=0.0).to(tl.float32)
+        tl.store(logits_ptr + n * C + out, logits, mask=out < C)
+    tl.debug_barrier()  # read back in another distribution over the threads
+    channel = lowest + tl.arange(0, SLICE_C)
+    row = tl.load(logits_ptr + n * C + channel, mask=channel < C, other=0.0)
+    return _rank_keys(row, channel, C, C_PAD)
+
+
+@triton.jit
+def _int64_at(scratch_ptr, units):
+    """Pointer to the int64 section of float32 scratch that begins 16 * units elements in."""
+    return (scratch_ptr + units * 16).to(tl.pointer_type(tl.int64))
+
+
+@triton.jit(do_not_specialize=["keys_units"])
+def layers_fwd_kernel(
+    scratch_ptr,
+    fc1_bias_ptr,
+    fc2_weight_ptr,
+    fc2_bias_ptr,
+    hidden_ptr,
+    logits_ptr,
+    keys_units: tl.int64,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    C_PAD: tl.constexpr,
+    R_PAD: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SLICE_C: tl.constexpr,
+    KEEP: tl.constexpr,
+    HAS_FC1_BIAS: tl.constexpr,
+    HAS_FC2_BIAS: tl.constexpr,
+    STORE_HIDDEN: tl.constexpr,
+):
+    """``logits = relu(sum of slots + b1) @ fc2.T + b2``, and the KEEP largest keys of every slice of SLICE_C.
+
+    partial (N, CHUNKS, R) float32 at scratch, keys (N, SLICES, KEEP) int64 at scratch + 16 * keys_units; fc2
+    (C, R); hidden (N, R), logits (N, C) float32. Grid: ``N * SLICES``.
+    """
+    SLICES: tl.constexpr = (C + SLICE_C - 1) // SLICE_C
+    program = tl.program_id(0)
+    n = (program // SLICES).to(tl.int64)
+    keys = _logit_keys(
+        scratch_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, hidden_ptr, logits_ptr, n,
+        program % SLICES * SLICE_C, C, R, C_PAD, R_PAD, CHUNKS, BLOCK_SLOTS, BLOCK_C, SLICE_C, HAS_FC1_BIAS,
+        HAS_FC2_BIAS, STORE_HIDDEN,
+    )  # fmt: skip
+    keys_ptr = _int64_at(scratch_ptr, keys_units) + program.to(tl.int64) * KEEP
+    if KEEP == 1:  # tl.topk with k = 1 does not compile on Triton 3.6 and 3.8
+        tl.store(keys_ptr, tl.max(keys, axis=0))
+    else:
+        tl.store(keys_ptr + tl.arange(0, KEEP), tl.topk(keys, KEEP) if KEEP < SLICE_C else keys)
+
+
+@triton.jit
+def select_sample(
+    scratch_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, hidden_ptr, logits_ptr, index_ptr, keys_units, n,
+    C: tl.constexpr, R: tl.constexpr, K: tl.constexpr, C_PAD: tl.constexpr, R_PAD: tl.constexpr,
+    K_PAD: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_SLOTS: tl.constexpr, BLOCK_C: tl.constexpr,
+    SLICE_C: tl.constexpr, KEEP: tl.constexpr, HAS_FC1_BIAS: tl.constexpr, HAS_FC2_BIAS: tl.constexpr,
+    SELECTION: tl.constexpr, STORE_HIDDEN: tl.constexpr,
+):  # fmt: skip
+    """``index[n] = top k of logits[n]``, from the best keys of its slices (SELECTION "keys") or from the slots.
+
+    From the slots the logits are worked out, and written, first. Several programs may do this for one sample:
+    they write the same values.
+    """
+    if SELECTION == "slots":
+        keys = _logit_keys(
+            scratch_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, hidden_ptr, logits_ptr, n, 0,
+            C, R, C_PAD, R_PAD, CHUNKS, BLOCK_SLOTS, BLOCK_C, SLICE_C, HAS_FC1_BIAS, HAS_FC2_BIAS, STORE_HIDDEN,
+        )  # fmt: skip
+    else:
+        KEYS: tl.constexpr = (C + SLICE_C - 1) // SLICE_C * KEEP
+        KEYS_PAD: tl.constexpr = (C_PAD // SLICE_C) * KEEP
+        lane = tl.arange(0, KEYS_PAD)
+        kept = _int64_at(scratch_ptr, keys_units) + n * KEYS
+        keys = tl.load(kept + lane, mask=lane < KEYS, other=LOWEST_KEY)
+    if K == 1:  # as in layers_fwd_kernel
+        tl.store(index_ptr + n, C_PAD - 1 - (tl.max(keys, axis=0) & (C_PAD - 1)))
+    else:
+        rank = tl.arange(0, K_PAD)
+        chosen = C_PAD - 1 - (tl.topk(keys, K_PAD) & (C_PAD - 1))
+        tl.store(index_ptr + n * K + rank, chosen, mask=rank < K)
     tl.debug_barrier()
-    arrived = tl.atomic_add(counter_ptr + n, 1, sem="acq_rel")
-    if arrived == CHUNKS - 1:
-        unit = tl.arange(0, R_PAD)
-        unit_mask = unit < R
-        slots = tl.zeros((BLOCK_SLOTS, R_PAD), tl.float32)
-        for first in range(0, CHUNKS, BLOCK_SLOTS):
-            slot = first + tl.arange(0, BLOCK_SLOTS)
-            mask = (slot < CHUNKS)[:, None] & unit_mask[None, :]
-            offset = (n * CHUNKS + slot)[:, None] * R + unit[None, :]
-            # .cg: other multiprocessors wrote these, so not from this one's L1.
-            slots += tl.load(partial_ptr + offset, mask=mask, other=0.0, cache_modifier=".cg")
-        hidden = tl.sum(slots, axis=0)  # (R_PAD,)
-        if HAS_FC1_BIAS:
-            hidden += tl.load(fc1_bias_ptr + unit, mask=unit_mask, other=0.0).to(tl.float32)
-        hidden = relu(hidden)
-        tl.store(hidden_ptr + n * R + unit, hidden, mask=unit_mask)
 
-        for first in range(0, C, BLOCK_C):
-            out = first + tl.arange(0, BLOCK_C)
-            mask = (out < C)[:, None] & unit_mask[None, :]
-            weight = tl.load(fc2_weight_ptr + out[:, None] * R + unit[None, :], mask=mask, other=0.0)
-            logits = tl.sum(weight.to(tl.float32) * hidden[None, :], axis=1)  # (BLOCK_C,)
-            if HAS_FC2_BIAS:
-                logits += tl.load(fc2_bias_ptr + out, mask=out < C, other=0.0).to(tl.float32)
-            tl.store(logits_ptr + n * C + out, logits, mask=out < C)
 
-        # The whole row is read back in another distribution over the threads.
-        tl.debug_barrier()
-        everyone = tl.arange(0, C_PAD)
-        row = tl.load(logits_ptr + n * C + everyone, mask=everyone < C, other=0.0)
-        keys = _rank_keys(row, everyone, C, C_PAD)
-        if K == 1:  # tl.topk with k = 1 does not compile on Triton 3.6 and 3.8
-            _store_selection(tl.max(keys, axis=0), scores_ptr, index_ptr, n, True, C_PAD)
-        else:
-            rank = tl.arange(0, K_PAD)
-            _store_selection(tl.topk(keys, K_PAD), scores_ptr, index_ptr, n * K + rank, rank < K, C_PAD)
-        tl.store(counter_ptr + n, 0)  # everyone of this sample has arrived: a plain store will do
+@triton.jit(do_not_specialize=["keys_units"])
+def rank_fwd_kernel(
+    scratch_ptr,
+    fc1_bias_ptr,
+    fc2_weight_ptr,
+    fc2_bias_ptr,
+    hidden_ptr,
+    logits_ptr,
+    index_ptr,
+    scores_ptr,
+    keys_units: tl.int64,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    C_PAD: tl.constexpr,
+    R_PAD: tl.constexpr,
+    K_PAD: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SLICE_C: tl.constexpr,
+    KEEP: tl.constexpr,
+    HAS_FC1_BIAS: tl.constexpr,
+    HAS_FC2_BIAS: tl.constexpr,
+    SELECTION: tl.constexpr,
+):
+    """``index = top k of logits``, ``scores = sigmoid(logits[index])``; grid: N. Shapes as in the kernels above.
+
+    index (N, K) int64, scores (N, K) float32.
+    """
+    n = tl.program_id(0).to(tl.int64)
+    select_sample(
+        scratch_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, hidden_ptr, logits_ptr, index_ptr, keys_units, n,
+        C, R, K, C_PAD, R_PAD, K_PAD, CHUNKS, BLOCK_SLOTS, BLOCK_C, SLICE_C, KEEP, HAS_FC1_BIAS, HAS_FC2_BIAS,
+        SELECTION, True,
+    )  # fmt: skip
+    rank = tl.arange(0, K_PAD)
+    index = tl.load(index_ptr + n * K + rank, mask=rank < K, other=0)
+    logit = tl.load(logits_ptr + n * C + index, mask=rank < K, other=0.0)
+    tl.store(scores_ptr + n * K + rank, sigmoid(logit), mask=rank < K)

@@ -1,9 +1,10 @@
-"""Tail kernel: gather, narrowed conv block, scale and add, in place."""
+"""Tail kernel: the ranking where it is still to do, gather, narrowed conv block, scale and add, in place."""
 
 import triton
 import triton.language as tl
 
-from .activation import relu
+from .activation import relu, sigmoid
+from .select import select_sample
 
 
 @triton.jit
@@ -85,13 +86,12 @@ def _expand_1x1(
 
 @triton.jit
 def _add_to_channels(
-    x_sample, z, score_row, index_row, pixel, hw,
+    x_sample, z, score, index_row, pixel, hw,
     C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, POSITION: tl.constexpr,
 ):  # fmt: skip
-    """``x[P_j, p] += scores[j] * z[j, p]`` for one tile of pixels; the P_j are distinct."""
+    """``x[P_j, p] += score[j] * z[j, p]`` for one tile of pixels; the P_j are distinct."""
     j = tl.arange(0, K_PAD)
     mask = j < K
-    score = tl.load(score_row + j, mask=mask, other=0.0)
     if POSITION == "original":
         target = tl.load(index_row + j, mask=mask, other=0)
         mask = mask & (target >= 0) & (target < C)
@@ -103,42 +103,59 @@ def _add_to_channels(
     tl.store(places, (x.to(tl.float32) + score[:, None] * z).to(x.dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["stride_xn", "hw_units", "width", "programs"])
+@triton.jit(do_not_specialize=["keys_units", "mid_units", "stride_xn", "hw_units", "width", "programs"])
 def tail_fwd_kernel(
     x_ptr,
-    scores_ptr,
     index_ptr,
-    weight1_ptr,
-    bias1_ptr,
-    weight2_ptr,
-    bias2_ptr,
-    weight3_ptr,
-    bias3_ptr,
-    mid_ptr,
+    scores_ptr,
+    logits_ptr,
+    conv_ptr,
+    scratch_ptr,
+    fc1_bias_ptr,
+    fc2_weight_ptr,
+    fc2_bias_ptr,
+    keys_units: tl.int64,
+    mid_units: tl.int64,
     stride_xn: tl.int64,
     hw_units,
     width,
     programs,
     C: tl.constexpr,
+    R: tl.constexpr,
     K: tl.constexpr,
     M: tl.constexpr,
+    C_PAD: tl.constexpr,
+    R_PAD: tl.constexpr,
     K_PAD: tl.constexpr,
     M_PAD: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_HW: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SLICE_C: tl.constexpr,
+    KEEP: tl.constexpr,
+    HAS_FC1_BIAS: tl.constexpr,
+    HAS_FC2_BIAS: tl.constexpr,
     BOTTLENECK: tl.constexpr,
     FINAL_RELU: tl.constexpr,
     POSITION: tl.constexpr,
+    SELECTION: tl.constexpr,
     FIRST: tl.constexpr,
     REST: tl.constexpr,
 ):
     """``x[:, P] += scores * conv_block(x[index])``, in place.
 
     conv_block, BN folded: BOTTLENECK ``w3 * relu(w2 * relu(w1 * g + b1) + b2) + b3`` with w1 (M, K, 1, 1),
-    w2 (M, M, 3, 3), w3 (K, M, 1, 1); else ``w2 * relu(w1 * g + b1) + b2`` with w1, w2 (K, K, 3, 3), M = K.
-    x (N, C, H, W), planes dense, samples ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * ALIGN``;
-    scores (N, K) float32; index (N, K) int64, no channel twice in a sample; mid (N, M, H, W) float32 scratch,
-    what the first convolution gives. Nothing is rounded before the sum.
+    w2 (M, M, 3, 3), w3 (K, M, 1, 1); else ``w2 * relu(w1 * g + b1) + b2`` with w1, w2 (K, K, 3, 3), M = K; conv:
+    w1, b1, w2, b2 (, w3, b3) one after the other, float32. x (N, C, H, W), planes dense, samples
+    ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * ALIGN``; index (N, K) int64, no channel twice in a
+    sample; mid (N, M, H, W), what the first convolution gives, float32, at scratch + 16 * mid_units. Nothing is
+    rounded before the sum.
+
+    SELECTION says where the selection comes from: "given": index and scores (N, K) float32; "keys", "slots": it is
+    made here from what the selector's launches left in scratch (select.py), all programs of a sample doing the
+    same. The scores are then the sigmoids of logits (N, C).
 
     In place, a gathered channel may be one that is written: all of a sample's first convolution (FIRST) is
     done before any of the rest (REST). Either both in one program per sample, a barrier between
@@ -150,21 +167,38 @@ def tail_fwd_kernel(
     hw = hw_units * ALIGN
     x_sample = x_ptr + n * stride_xn * ALIGN
     index_row = index_ptr + n * K
-    mid_sample = mid_ptr + n * M * hw
+    mid_sample = scratch_ptr + mid_units * 16 + n * M * hw
+    TAPS1: tl.constexpr = 1 if BOTTLENECK else 9
+    bias1_ptr = conv_ptr + M * K * TAPS1
+    weight2_ptr = bias1_ptr + M
+    bias2_ptr = weight2_ptr + M * M * 9
+    weight3_ptr = bias2_ptr + M
+    bias3_ptr = weight3_ptr + K * M
 
     if FIRST:
+        if SELECTION != "given":
+            select_sample(
+                scratch_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, logits_ptr, logits_ptr, index_ptr,
+                keys_units, n, C, R, K, C_PAD, R_PAD, K_PAD, CHUNKS, BLOCK_SLOTS, BLOCK_C, SLICE_C, KEEP,
+                HAS_FC1_BIAS, HAS_FC2_BIAS, SELECTION, False,
+            )  # fmt: skip
         for start in range(part * BLOCK_HW, hw, programs * BLOCK_HW):
             pixel = start + tl.arange(0, BLOCK_HW)
             if BOTTLENECK:
-                _gather_1x1(x_sample, index_row, weight1_ptr, bias1_ptr, mid_sample, pixel, hw, C, K, M, K_PAD)
+                _gather_1x1(x_sample, index_row, conv_ptr, bias1_ptr, mid_sample, pixel, hw, C, K, M, K_PAD)
             else:
                 _gather_3x3(
-                    x_sample, index_row, weight1_ptr, bias1_ptr, mid_sample, pixel, hw, width,
-                    C, K, K_PAD, BLOCK_HW,
-                )  # fmt: skip
+                    x_sample, index_row, conv_ptr, bias1_ptr, mid_sample, pixel, hw, width, C, K, K_PAD, BLOCK_HW
+                )
     if FIRST and REST:
         tl.debug_barrier()
     if REST:
+        j = tl.arange(0, K_PAD)
+        if SELECTION == "given":
+            score = tl.load(scores_ptr + n * K + j, mask=j < K, other=0.0)
+        else:
+            chosen = tl.load(index_row + j, mask=j < K, other=0)
+            score = sigmoid(tl.load(logits_ptr + n * C + chosen, mask=j < K, other=0.0))
         lane = tl.arange(0, M_PAD)
         for start in range(part * BLOCK_HW, hw, programs * BLOCK_HW):
             pixel = start + tl.arange(0, BLOCK_HW)
@@ -176,4 +210,4 @@ def tail_fwd_kernel(
                 acc = _expand_1x1(relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
             if FINAL_RELU:
                 acc = relu(acc)
-            _add_to_channels(x_sample, acc, scores_ptr + n * K, index_row, pixel, hw, C, K, K_PAD, POSITION)
+            _add_to_channels(x_sample, acc, score, index_row, pixel, hw, C, K, K_PAD, POSITION)

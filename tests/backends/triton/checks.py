@@ -37,8 +37,9 @@ def check_ranking(k, scores, index, logits):
     torch.testing.assert_close(scores.double(), expected, rtol=VALUES[torch.float32], atol=1e-30, equal_nan=True)
 
 
-def check_block(before, spec, y, scores, index, logits, pooled=None):
-    """All three stages; ``before`` is x as it went in."""
+def check_block(before, spec, y, index, logits, pooled=None):
+    """All three stages; ``before`` is x as it went in. A block's scores are the sigmoids of its own logits."""
+    scores = torch.sigmoid(logits.double().gather(1, index))
     check_selection(before, spec, scores, index, logits, pooled)
     check_tail(before, spec, y, scores, index)
 

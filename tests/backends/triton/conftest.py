@@ -67,3 +67,24 @@ def program_order(interpreter, monkeypatch):
         assert places, "no kernel ran"
 
     return in_order
+
+
+@pytest.fixture
+def with_configs(monkeypatch):
+    """Call with constants of configs.py by name: they hold until the test ends, and nothing planned is kept."""
+    from mod_kernels.backends.triton import configs, launch
+
+    def forget():
+        for module in (configs, launch):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+
+    def change(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(configs, name, value)
+        forget()
+
+    yield change
+    monkeypatch.undo()
+    forget()

@@ -18,15 +18,11 @@ MOST_SHARED = 32 * 1024  # bytes: three programs fit where a multiprocessor has 
 
 
 def everywhere(variant):
-    """What is compiled for every architecture: each tail, and the selector with the most registers, which copies.
+    """What is compiled for every architecture: the tail and the ranking, which have the most registers.
 
-    Of the selector in float16 alone: float32 differs by the width of its loads, and ranking takes the compiler
-    seconds. The rest is compiled for 9.0 only, to keep the whole at some four minutes of processor time.
+    The rest is compiled for 9.0 only, to keep the whole at some four minutes of processor time.
     """
-    constants = dict(variant.constexprs)
-    if variant.kernel == "select_channels_fwd_kernel":
-        return constants["COPY"] and not constants["POOLED"] and ("x_ptr", "*fp16") in variant.signature
-    return variant.kernel == "tail_fwd_kernel"
+    return variant.kernel in ("tail_fwd_kernel", "rank_fwd_kernel")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -43,7 +39,8 @@ def test_variants(capability, shape, dtype):
 
 def test_spills_would_be_seen():
     """A tile far too large for its threads: the numbers above are read, not assumed."""
-    variant = configs.select_variant(("fp32",) * 5, 64, 4, 2, 4096, 16, (False, False), False, False)
+    selector = configs.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16)
+    variant = configs.pool_variant(selector)
     constants = dict(variant.constexprs) | {"CHUNK_C": 64, "BLOCK_HW": 1024}
     oversized = configs.Variant(variant.kernel, variant.signature, tuple(constants.items()), num_warps=4)
     assert ahead_of_time.compile_variant(oversized, 80).spill_stores > MOST_SPILLED

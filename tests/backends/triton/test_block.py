@@ -18,6 +18,8 @@ CASES = [
     ((2, 12, 35, 33), 5),
     ((0, 64, 7, 7), 3),
 ]
+# A second layer of its own, and one that whoever ranks does: with one launch of the tail and with two.
+SELECTIONS = [((2, 64, 5, 7), 300), ((2, 64, 5, 7), 4), ((2, 64, 35, 33), 300), ((2, 64, 35, 33), 4)]
 POSITIONS = ("first", "last", "original")
 
 
@@ -94,9 +96,9 @@ def test_special_values_pass_through_bit_for_bit(kind, device):
     before = x.clone()
     spec = make_spec(24, 3, kind, torch.float16, device=device)
     pooled = torch.zeros((1, 24), device=device)  # equal logits: channels 0, 1 and 2 are gathered
-    y, scores, index, _ = block(x, spec, pooled)
+    y, index, logits = block(x, spec, pooled)
     assert index.tolist() == [[0, 1, 2]]
-    check_tail(before, spec, y, scores, index)
+    check_tail(before, spec, y, torch.sigmoid(logits[:, :3].double()), index)
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "basic"])
@@ -113,19 +115,27 @@ def test_a_nan_reaches_what_torch_lets_it_reach(kind, device):
     assert torch.equal(x[0, :3].isnan(), expected.expand(3, 9, 9))
 
 
-def test_two_launches_give_what_one_gives(device, monkeypatch):
-    """A batch decides between one launch and two: the bits must not tell."""
-    from mod_kernels.backends.triton import configs, launch
+@pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
+@pytest.mark.parametrize("shape,hidden", SELECTIONS)
+def test_every_way_to_the_selection(shape, hidden, op, device):
+    x = feature_map(shape, device=device)
+    before, spec = x.clone(), make_spec(shape[1], 5, hidden=hidden, device=device, bias=True, position="last")
+    result = block(x, spec, op=op)
+    check_block(before, spec, *(result if op == "mod_block" else (x, *result)))
 
-    x = feature_map((1, 12, 35, 35), device=device)
+
+def test_smaller_tiles_make_two_launches_of_one(device, with_configs):
+    x = feature_map((1, 12, 31, 33), device=device)
     spec = make_spec(12, 4, device=device)
-    two = block(x, spec)[0]
-    monkeypatch.setattr(configs, "SPLIT_BELOW_SAMPLES", 0)
-    configs.tail_config.cache_clear()
-    launch._tail_variants.cache_clear()
-    try:
-        one = block(x, spec)[0]
-    finally:
-        configs.tail_config.cache_clear()
-        launch._tail_variants.cache_clear()
-    assert same_bits(one, two)
+    check_block(x, spec, *block(x, spec))
+    with_configs(MAX_BLOCK_HW=512)
+    check_block(x, spec, *block(x, spec))
+
+
+def test_programs_that_take_several_tiles(device, with_configs):
+    """Of the first launch, where a batch has so many samples that each gets few programs."""
+    x = feature_map((2, 12, 35, 33), device=device)
+    spec = make_spec(12, 4, "basic", device=device)
+    each = block(x, spec)
+    with_configs(FIRST_PROGRAMS=1)
+    assert all(same_bits(a, b) for a, b in zip(block(x, spec), each, strict=True))

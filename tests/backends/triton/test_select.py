@@ -1,4 +1,4 @@
-"""select_channels: pooling, both layers, top-k; ties, NaN, infinities, the counters."""
+"""select_channels: pooling, both layers, top-k; ties, NaN, infinities."""
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from ...support import feature_map, make_spec
 from .checks import check_ranking, check_selection, same_bits
 
 # H*W of 49, 1, 35, and 1155: longer than one block. C of no power of two; k = 1, 3, C. C = 100 and 64 with
-# several programs a sample.
+# several programs a sample; R = 300 makes the second layer a launch of its own.
 CASES = [
     ((3, 64, 7, 7), 3, {}),
+    ((2, 300, 3, 3), 5, {"hidden": 70}),
     ((1, 24, 1, 1), 24, {}),
     ((3, 100, 5, 7), 1, {"hidden": 7}),
     ((2, 12, 35, 33), 3, {"hidden": 3}),
@@ -118,21 +119,23 @@ def test_infinity_in_the_feature_map(device):
     assert torch.equal(logits.isnan(), expected.isnan())
 
 
-def test_workspace_is_left_zero_and_serves_again(device):
-    op = torch.ops.mod_kernels_triton.select_channels.default
-    workspace = torch.zeros(5, dtype=torch.int32, device=device)
-    spec = make_spec(64, 3, device=device)
-    for samples in (3, 5, 1):
-        x = feature_map((samples, 64, 7, 7), device=device)
-        scores, index, logits, _, _ = op(x, *spec.selector_arguments, None, 3, workspace)
-        check_selection(x, spec, scores, index, logits)
-        assert not workspace.any()
-
-
-def test_a_sample_does_not_depend_on_its_batch(device):
-    x = feature_map((3, 64, 7, 7), device=device)
-    spec = make_spec(64, 3, device=device)
+@pytest.mark.parametrize("hidden", [4, 300])
+def test_a_sample_does_not_depend_on_its_batch(hidden, device):
+    x = feature_map((3, 68, 7, 7), device=device)
+    spec = make_spec(68, 3, hidden=hidden, device=device)
     together = select(x, spec)
     for n in range(3):
         alone = select(x[n : n + 1], spec)
         assert all(same_bits(a[0], b[n]) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("k", [1, 3, 16, 20, 68])
+def test_ranking_by_slices(k, device, with_configs):
+    """Fewer channels a slice than k, as many, and more; the last slice is not full; ties between slices."""
+    with_configs(SLICE=16)
+    spec = make_spec(68, k, hidden=300, device=device, bias=True)
+    spec.fc2_weight[34:] = spec.fc2_weight[:34]
+    spec.fc2_bias[34:] = spec.fc2_bias[:34]
+    x = feature_map((2, 68, 5, 7), device=device)
+    scores, index, logits, _, _ = select(x, spec)
+    check_selection(x, spec, scores, index, logits)
