@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,17 +14,17 @@ POSITIONS = ("first", "last", "original")
 DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
-def _bottleneck_shapes(weights: tuple[Tensor, ...], k: int) -> list[tuple[int, ...]]:
-    mid = weights[0].shape[0]
+def _bottleneck_shapes(mid: int, k: int) -> list[tuple[int, ...]]:
     return [(mid, k, 1, 1), (mid, mid, 3, 3), (k, mid, 1, 1)]
 
 
-def _basic_shapes(weights: tuple[Tensor, ...], k: int) -> list[tuple[int, ...]]:
+def _basic_shapes(mid: int, k: int) -> list[tuple[int, ...]]:
     return [(k, k, 3, 3), (k, k, 3, 3)]
 
 
-# kind -> the OIHW shapes its weights must have. Stride 1, zero padding (kernel - 1) / 2, ReLU between.
-CONV_KINDS: dict[str, Callable[[tuple[Tensor, ...], int], list[tuple[int, ...]]]] = {
+# kind -> the OIHW shapes its weights must have, given the first one's output channels and k. Stride 1, zero
+# padding (kernel - 1) / 2, ReLU between.
+CONV_KINDS: dict[str, Callable[[int, int], list[tuple[int, ...]]]] = {
     "bottleneck": _bottleneck_shapes,
     "basic": _basic_shapes,
 }
@@ -44,8 +45,8 @@ class MoDSpec:
         position: where the result is added: ``"first"`` k channels (the paper), ``"last"`` k, ``"original"``.
         final_relu: a ReLU after the last convolution.
 
-    The convolutions' tensors are also packed into one, which is what engines read: a change of them in place needs
-    a new spec. All on one device. dtypes are checked against x when the block runs: x's own or float32.
+    All on one device. dtypes are checked against x when the block runs: x's own or float32. Engines read the
+    convolutions from one packed copy made here: a later change of their tensors in place needs a new spec.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device, kind or position that does not fit, named.
@@ -93,7 +94,21 @@ class MoDSpec:
 
 
 def _packed(weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:
-    """Weight and bias of each convolution in turn, one vector, float64 if one of them is, else float32."""
+    """Weight and bias of each convolution in turn, one vector, float64 if one of them is, else float32.
+
+    One tensor instead of six: every tensor argument costs a call a few tenths of a microsecond.
+    """
     parameters = [tensor.detach().flatten() for pair in zip(weights, biases, strict=True) for tensor in pair]
     wide = any(tensor.dtype == torch.float64 for tensor in parameters)
     return torch.cat([tensor.to(torch.float64 if wide else torch.float32) for tensor in parameters])
+
+
+def unpacked(
+    conv_parameters: Tensor, mid_channels: int, kind: str, k: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights and biases, as views, from the raw ops' arguments: what :func:`_packed` put together."""
+    shapes = CONV_KINDS[kind](mid_channels, k)
+    sizes = [size for shape in shapes for size in (prod(shape), shape[0])]
+    parts = conv_parameters.split(sizes)
+    weights = tuple(part.view(shape) for part, shape in zip(parts[::2], shapes, strict=True))
+    return weights, parts[1::2]

@@ -30,7 +30,7 @@ from ._layout import layout_of
 from ._library import accumulation_dtype
 from ._tolerances import LOGITS, VALUES, relative_norm, relative_to_largest
 from ._verify_inputs import Case, Inputs, cases, spec_in_float64, special_cases
-from .spec import CONV_KINDS, MoDSpec
+from .spec import CONV_KINDS, MoDSpec, unpacked
 
 LAYOUTS = ("nchw", "channels_last", "sliced")
 BACKENDS = ("reference", "cpu", "triton")
@@ -226,21 +226,25 @@ class _Checker:
         outputs = yield from self._run(label, op, target.x if in_place else x, *arguments)
         if outputs is None:
             return
-        y, scores, index, logits = (target.x, *outputs) if in_place else outputs
+        y, index, logits = (target.x, *outputs) if in_place else outputs
         if not in_place:
             yield self._bitwise(label, "input", x, before)
-        right = yield from self._stages_1_and_2(label, inputs, x, None, spec, scores, index, logits)
+        right = yield from self._stages_1_and_2(label, inputs, x, None, spec, None, index, logits)
         if not right:
             return  # a wrong index may not even be in range
+        scores = torch.sigmoid(logits.double().gather(1, index))
         x64, spec64 = x.double(), spec_in_float64(spec)
         z = reference.narrow_conv_block(reference.gather_channels(x64, index), spec64)
-        oracle = reference.fuse_channels(x64, z, scores.double(), index, position)
+        oracle = reference.fuse_channels(x64, z, scores, index, position)
         yield from self._stage_3(label, y, oracle, x, _touched(inputs.case, index, position), target)
 
     # ---- the stages
 
     def _stages_1_and_2(self, label, inputs, x, pooled, spec, scores, index, logits) -> Iterator[Row]:
-        """Rows for logits, selection and scores; returns whether the index is what the logits say."""
+        """Rows for logits, selection and scores; returns whether the index is what the logits say.
+
+        A block returns no scores (None): a wrong one shows in what it writes.
+        """
         spec64 = spec_in_float64(spec)
         given = None if pooled is None else pooled.double()
         exact = reference.selector_logits(x.double(), *spec64.selector_arguments, pooled=given)
@@ -255,6 +259,7 @@ class _Checker:
             return False
         if finite:
             yield self._row(label, "chosen", _shortfall(exact, index), 2 * tolerance)
+        if finite and scores is not None:
             own = torch.sigmoid(logits.double().gather(1, index))
             yield self._row(label, "scores", relative_norm(scores, own), VALUES[accumulation_dtype(self.dtype)])
         return True
@@ -371,10 +376,11 @@ def _reference_select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
 
 
 def _reference_block_(
-    x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, weights, biases, kind, relu, position
+    x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, mid, kind, relu, position
 ):
+    weights, biases = unpacked(conv_parameters, mid, kind, k)
     spec = MoDSpec(fc1_weight, fc2_weight, k, kind, weights, biases, fc1_bias, fc2_bias, position, relu)
-    selection = _reference_select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)[:3]
+    _, *selection, _, _ = _reference_select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     reference.mod_block_(x, spec, pooled)
     return selection
 

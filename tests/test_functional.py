@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mod_kernels import MoDSpec, backends, explain, functional, reference, use_backend
+from mod_kernels.spec import unpacked
 
 from .support import LAYOUTS, feature_map, make_spec, selector_of
 
@@ -360,6 +361,18 @@ def test_spec_is_dense_oihw_whatever_the_model_was():
     weights = [w.to(memory_format=torch.channels_last) for w in spec.conv_weights]
     assert all(w.is_contiguous() for w in replace(spec, conv_weights=weights).conv_weights)
     assert isinstance(replace(spec, conv_weights=weights), MoDSpec)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("dtype,packed_dtype", [(torch.float16, torch.float32), (f64, f64)])
+def test_spec_packs_its_convolutions(kind, dtype, packed_dtype):
+    spec = make_spec(C, 8, kind, dtype=dtype)
+    packed, mid_channels, *rest = spec.conv_arguments
+    assert packed.dtype == packed_dtype and packed.is_contiguous()
+    assert rest == [kind, False, "first"]
+    weights, biases = unpacked(packed, mid_channels, kind, 8)
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(weights, spec.conv_weights, strict=True))
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(biases, spec.conv_biases, strict=True))
 
 
 def test_backends_are_listed():

@@ -3,22 +3,18 @@
 import pytest
 import torch
 
-from mod_kernels import _tolerances, _verify_table, backends, verify
+from mod_kernels import MoDSpec, _tolerances, _verify_table, backends, reference, verify
 from mod_kernels._layout import memory_format_of
 from mod_kernels._verify_inputs import _SMALL
-from mod_kernels.verify import LAYOUTS
+from mod_kernels.spec import unpacked
+from mod_kernels.verify import LAYOUTS, _reference_block_
 
 from .oracle_engine import _fuse_channels, _fuse_channels_, _gather_channels, _select_channels
 
 
-def _block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, weights, biases, kind, relu, position):
-    arguments = (x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, weights, biases, kind, relu, position)
-    return verify._reference_block_(*arguments)
-
-
 def _block(x, *arguments):
     y = x.clone(memory_format=torch.preserve_format if x.is_contiguous() else memory_format_of(x))
-    return (y, *_block_(y, *arguments))
+    return (y, *_reference_block_(y, *arguments))
 
 
 class Broken(backends.Engine):
@@ -33,7 +29,7 @@ class Broken(backends.Engine):
             "fuse_channels": _fuse_channels,
             "fuse_channels_": _fuse_channels_,
             "mod_block": _block,
-            "mod_block_": _block_,
+            "mod_block_": _reference_block_,
         }
 
     def supports(self, call):
@@ -129,12 +125,21 @@ def test_a_selection_of_its_own_wrong_logits_fails(engine, two_shapes):
 
 
 def test_a_wrong_score_fails(engine, two_shapes):
-    def block_(*arguments):
-        scores, index, logits = _block_(*arguments)
-        return scores * 1.001, index, logits
+    def select(*arguments):
+        scores, *rest = _select_channels(*arguments)
+        return scores * 1.001, *rest
 
-    engine.ops["mod_block_"] = block_
-    assert {("mod_block_", "scores"), ("mod_block_", "values")} <= failed(run())
+    def block_(x, *arguments):
+        *selector, conv_parameters, mid, kind, relu, position = arguments
+        k = selector[-1]
+        scores, index, logits, _, _ = select(x, *selector)
+        spec = MoDSpec(*selector[:2], k, kind, *unpacked(conv_parameters, mid, kind, k), final_relu=relu)
+        z = reference.narrow_conv_block(reference.gather_channels(x, index), spec)
+        reference.fuse_channels_(x, z, scores, index, position)
+        return index, logits
+
+    engine.ops |= {"select_channels": select, "mod_block_": block_}
+    assert failed(run()) == {("select_channels", "scores"), ("mod_block_", "values")}
 
 
 def test_reading_x_when_pooled_is_given_fails(engine, two_shapes):
@@ -158,8 +163,8 @@ def test_writing_a_channel_that_passes_through_fails(engine, two_shapes):
 
 def test_rounding_between_the_convolutions_fails_stage_3(engine, two_shapes):
     def block(x, *arguments):
-        *selector, weights, biases, kind, relu, position = arguments
-        return _block(x, *selector, [w.half().float() for w in weights], biases, kind, relu, position)
+        *selector, conv_parameters, mid, kind, relu, position = arguments
+        return _block(x, *selector, conv_parameters.half().float(), mid, kind, relu, position)
 
     engine.ops["mod_block"] = block
     assert failed(run()) == {("mod_block", "values")}
@@ -178,7 +183,7 @@ def test_an_output_that_is_not_written_fails(engine, two_shapes):
 
 def test_writing_into_the_input_fails(engine, two_shapes):
     def block(x, *arguments):
-        return (x, *_block_(x, *arguments))
+        return (x, *_reference_block_(x, *arguments))
 
     engine.ops["mod_block"] = block
     assert ("mod_block", "input") in failed(run())

@@ -17,7 +17,7 @@ constexpr int64_t kTileSamples = 16;
 
 struct Schedule {
   const BlockArguments& a;
-  float* hidden;
+  float *hidden, *scores;
   float* pooled = a.pooled ? a.pooled : a.logits;
   bool copies = a.y.data != nullptr && a.y.data != a.x.data;
 
@@ -43,10 +43,10 @@ struct Schedule {
   }
 
   void finish(int64_t n) const {
-    float* scores = a.scores + n * a.k;
+    float* own_scores = scores + n * a.k;
     int64_t* index = a.index + n * a.k;
-    top_k(a.logits + n * a.x.c, a.x.c, a.k, scores, index);
-    if (a.block) tail_sample(a.y, n, *a.block, scores, index);
+    top_k(a.logits + n * a.x.c, a.x.c, a.k, own_scores, index);
+    if (a.block) tail_sample(a.y, n, *a.block, own_scores, index);
   }
 
   // Each thread takes whole samples, tile by tile.
@@ -112,13 +112,11 @@ struct Schedule {
 void run_block(const BlockArguments& arguments) {
   const int64_t n = arguments.x.n;
   if (n == 0) return;
-  std::unique_ptr<float[]> scratch;
-  float* hidden = arguments.hidden;
-  if (!hidden) {
-    scratch = std::make_unique_for_overwrite<float[]>(n * arguments.fc1.outputs);
-    hidden = scratch.get();
-  }
-  const Schedule schedule{arguments, hidden};
+  const int64_t hidden_size = arguments.hidden ? 0 : n * arguments.fc1.outputs;
+  const int64_t scores_size = arguments.scores ? 0 : n * arguments.k;
+  const auto scratch = std::make_unique_for_overwrite<float[]>(hidden_size + scores_size);
+  const Schedule schedule{arguments, arguments.hidden ? arguments.hidden : scratch.get(),
+                          arguments.scores ? arguments.scores : scratch.get() + hidden_size};
   const int64_t threads = threads_for(n * arguments.x.sample_size());
   if (threads == 1 || n % threads == 0 || n >= 4 * threads) {
     schedule.by_samples(threads);

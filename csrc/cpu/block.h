@@ -18,12 +18,12 @@ struct BlockArguments {
   float* pooled = nullptr;   // (N, C), what pooling writes; null: the logits' memory serves
   float* hidden = nullptr;   // (N, R); null: scratch
   float* logits = nullptr;   // (N, C)
-  float* scores = nullptr;   // (N, k)
+  float* scores = nullptr;   // (N, k); null: scratch
   int64_t* index = nullptr;  // (N, k)
 };
 
 // The results do not depend on the number of threads, nor a sample's on the other samples of its batch.
-// Scratch: the tail's, and N * R floats where hidden is null.
+// Scratch: the tail's, and N * R and N * k floats where hidden and scores are null.
 void run_block(const BlockArguments& arguments);
 
 }  // namespace mod_kernels

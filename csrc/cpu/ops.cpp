@@ -83,7 +83,7 @@ void for_samples(const FeatureMap& x, int64_t elements, const F& work) {
 }
 
 struct Selection {
-  Tensor scores, index, logits;
+  Tensor index, logits;
 };
 
 // Fills in the selector's part of the arguments, with fresh outputs.
@@ -95,30 +95,39 @@ Selection prepare_selection(BlockArguments& a, const Tensor& x, const Tensor& fc
   a.fc2 = {read(fc2_weight), read(fc2_bias), reduced, channels, false};
   a.pooled_given = read(pooled);
   a.k = k;
-  Selection out{new_tensor(x, {n, k}), new_tensor(x, {n, k}, true), new_tensor(x, {n, channels})};
-  a.scores = write(out.scores);
+  Selection out{new_tensor(x, {n, k}, true), new_tensor(x, {n, channels})};
   a.index = static_cast<int64_t*>(out.index.mutable_data_ptr());
   a.logits = write(out.logits);
   return out;
 }
 
-ConvBlock conv_block(const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                     const std::string& kind, bool final_relu, const std::string& position, int64_t k) {
+// Where each convolution's weight and bias lie in the packed tensor; its size keeps the kernels inside.
+ConvBlock conv_block(const Tensor& parameters, int64_t mid_channels, const std::string& kind, bool final_relu,
+                     const std::string& position, int64_t k) {
   ConvBlock block{BlockKind::kBottleneck, final_relu, position_of(position), k, k};
-  std::size_t convs = 3;
+  std::array<std::array<int64_t, 2>, 3> shapes{};  // outputs, and weights of each output
+  const int64_t size = parameters.numel();
   if (kind == "basic") {
     block.kind = BlockKind::kBasic;
-    convs = 2;
+    shapes = {{{k, k * 9}, {k, k * 9}}};
   } else {
     STD_TORCH_CHECK(kind == "bottleneck", "kind must be 'bottleneck' or 'basic', got '", kind, "'");
+    STD_TORCH_CHECK(mid_channels >= 1 && mid_channels <= size,
+                    "mid_channels must be between 1 and the size of conv_parameters, got ", mid_channels);
+    const int64_t m = block.m = mid_channels;
+    shapes = {{{m, k}, {m, m * 9}, {k, m}}};
   }
-  STD_TORCH_CHECK(weights.size() == convs && biases.size() == convs, kind, " takes ", convs,
-                  " weights and biases, got ", weights.size(), " and ", biases.size());
-  for (std::size_t i = 0; i < convs; ++i) {
-    block.weight[i] = read(weights[i]);
-    block.bias[i] = read(biases[i]);
+  int64_t needed = 0;
+  for (const auto [outputs, each] : shapes) needed += outputs * (each + 1);
+  STD_TORCH_CHECK(size == needed, "conv_parameters of a ", kind, " with k=", k,
+                  " and mid_channels=", mid_channels, " must be ", needed, " values, got ", size);
+  const float* data = read(parameters);
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    const auto [outputs, each] = shapes[i];
+    block.weight[i] = data;
+    block.bias[i] = data + outputs * each;
+    data += outputs * (each + 1);
   }
-  if (block.kind == BlockKind::kBottleneck) block.m = weights[0].size(0);
   return block;
 }
 
@@ -130,12 +139,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select_channels(const Tensor&
   BlockArguments a;
   a.x = input_map(x);
   Selection out = prepare_selection(a, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  Tensor hidden = new_tensor(x, {a.x.n, a.fc1.outputs});
+  Tensor scores = new_tensor(x, {a.x.n, k}), hidden = new_tensor(x, {a.x.n, a.fc1.outputs});
   Tensor pooled_out = pooled ? new_tensor(x, {0}) : new_tensor(x, {a.x.n, a.x.c});
+  a.scores = write(scores);
   a.hidden = write(hidden);
   if (!pooled) a.pooled = write(pooled_out);
   run_block(a);
-  return {out.scores, out.index, out.logits, hidden, pooled_out};
+  return {scores, out.index, out.logits, hidden, pooled_out};
 }
 
 Tensor gather_channels(const Tensor& x, const Tensor& index) {
@@ -220,35 +230,35 @@ Tensor add_relu_pool_(const Tensor& a, const OptionalTensor& b, bool relu) {
   return pool_into(a, map, map, b, relu);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mod_block(
-    const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
-    const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k,
-    const std::vector<Tensor>& conv_weights, const std::vector<Tensor>& conv_biases, const std::string& kind,
-    bool final_relu, const std::string& position) {
+std::tuple<Tensor, Tensor, Tensor> mod_block(const Tensor& x, const Tensor& fc1_weight,
+                                             const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
+                                             const OptionalTensor& fc2_bias, const OptionalTensor& pooled,
+                                             int64_t k, const Tensor& conv_parameters, int64_t mid_channels,
+                                             const std::string& kind, bool final_relu,
+                                             const std::string& position) {
   BlockArguments a;
   a.x = input_map(x);
-  const ConvBlock block = conv_block(conv_weights, conv_biases, kind, final_relu, position, k);
+  const ConvBlock block = conv_block(conv_parameters, mid_channels, kind, final_relu, position, k);
   a.block = &block;
   Tensor y = new_map(x, a.x, a.x.c);
   a.y = output_map(y);
   const Selection out = prepare_selection(a, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
   run_block(a);
-  return {y, out.scores, out.index, out.logits};
+  return {y, out.index, out.logits};
 }
 
-std::tuple<Tensor, Tensor, Tensor> mod_block_(const Tensor& x, const Tensor& fc1_weight,
-                                              const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
-                                              const OptionalTensor& fc2_bias, const OptionalTensor& pooled,
-                                              int64_t k, const std::vector<Tensor>& conv_weights,
-                                              const std::vector<Tensor>& conv_biases, const std::string& kind,
-                                              bool final_relu, const std::string& position) {
+std::tuple<Tensor, Tensor> mod_block_(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
+                                      const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
+                                      const OptionalTensor& pooled, int64_t k, const Tensor& conv_parameters,
+                                      int64_t mid_channels, const std::string& kind, bool final_relu,
+                                      const std::string& position) {
   BlockArguments a;
   a.x = a.y = output_map(x);
-  const ConvBlock block = conv_block(conv_weights, conv_biases, kind, final_relu, position, k);
+  const ConvBlock block = conv_block(conv_parameters, mid_channels, kind, final_relu, position, k);
   a.block = &block;
   const Selection out = prepare_selection(a, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
   run_block(a);
-  return {out.scores, out.index, out.logits};
+  return {out.index, out.logits};
 }
 
 }  // namespace

@@ -91,11 +91,11 @@ def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor) -> P
             arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
             again = x.clone()
             outputs = engine.ops[op.__name__](again, *arguments)
-            again, scores, index, _ = (again, *outputs) if in_place else outputs
+            again, index, logits = (again, *outputs) if in_place else outputs
             y = op(x, spec)
         if not torch.equal(y, again):
             raise RuntimeError("two runs on the same input differ")
-        return y, scores, index
+        return y, torch.sigmoid(logits.gather(1, index)), index
 
     return Provider(f"{backend}-inplace" if in_place else backend, run, checked, in_place)
 

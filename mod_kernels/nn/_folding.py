@@ -82,7 +82,7 @@ def why_not_fusible(block: MoDBlock) -> str:
         if norm.running_mean is None or norm.running_var is None:
             return f"conv_block.bn{i} keeps no running statistics"
     weights = tuple(conv.weight for conv, _ in layers)
-    if [tuple(w.shape) for w in weights] != CONV_KINDS[conv_block.kind](weights, block.selector.k):
+    if [tuple(w.shape) for w in weights] != CONV_KINDS[conv_block.kind](weights[0].shape[0], block.selector.k):
         return f"conv_block's weights do not fit a {conv_block.kind!r} of k={block.selector.k}"
     return ""
 

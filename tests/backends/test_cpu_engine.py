@@ -45,11 +45,10 @@ def selector(spec, pooled=None):
 
 
 def block(spec, pooled=None):
-    convs = list(spec.conv_weights), list(spec.conv_biases), spec.kind, spec.final_relu, spec.position
-    return (*selector(spec, pooled), *convs)
+    return (*selector(spec, pooled), *spec.conv_arguments)
 
 
-def check_selection(x, spec, scores, index, logits, pooled=None):
+def check_selection(x, spec, index, logits, pooled=None):
     wide = double(spec)
     expected = reference.selector_logits(
         x.double(), wide.fc1_weight, wide.fc2_weight, wide.fc1_bias, wide.fc2_bias, pooled
@@ -61,14 +60,13 @@ def check_selection(x, spec, scores, index, logits, pooled=None):
         kth = expected.topk(spec.k, dim=1).values[:, -1:]
         slack = 2 * tolerance * expected.abs().amax()
         assert (expected.gather(1, index) >= kth - slack).all()
-    exact = torch.sigmoid(logits.double().gather(1, index))
-    assert _tolerances.relative_norm(scores, exact) <= _tolerances.VALUES[torch.float32]
 
 
-def check_values(x, y, spec, scores, index):
-    """y from x given the kernel's own scores and index; untouched channels bit for bit."""
+def check_values(x, y, spec, index, logits):
+    """y from x given the kernel's own index and logits; untouched channels bit for bit."""
+    scores = torch.sigmoid(logits.double().gather(1, index))
     z = reference.narrow_conv_block(reference.gather_channels(x.double(), index), double(spec))
-    expected = reference.fuse_channels(x.double(), z, scores.double(), index, spec.position)
+    expected = reference.fuse_channels(x.double(), z, scores, index, spec.position)
     assert _tolerances.relative_norm(y, expected) <= _tolerances.VALUES[torch.float32]
     touched = torch.zeros(x.shape[:2], dtype=torch.bool)
     if spec.position == "original":
@@ -93,14 +91,14 @@ def test_mod_block(shape, k, kind, layout):
         spec = make_spec(shape[1], k, kind, position=position, **extras)
         x = feature_map(shape, layout=layout)
         before = x.clone()
-        y, scores, index, logits = CPU.ops["mod_block"](x, *block(spec))
+        y, index, logits = CPU.ops["mod_block"](x, *block(spec))
         assert torch.equal(bits(x), bits(before))
         assert (layout_of(y), y.is_contiguous() or layout_of(y) == "channels_last") == (layout_of(x), True)
-        check_selection(x, spec, scores, index, logits)
-        check_values(x, y, spec, scores, index)
+        check_selection(x, spec, index, logits)
+        check_values(x, y, spec, index, logits)
         outside = x._base.clone() if x._base is not None else None
         in_place = CPU.ops["mod_block_"](x, *block(spec))
-        assert all(map(torch.equal, in_place, (scores, index, logits)))
+        assert all(map(torch.equal, in_place, (index, logits)))
         assert torch.equal(bits(x), bits(y))
         if outside is not None and layout.endswith("sliced"):
             assert torch.equal(x._base[1::2], outside[1::2])
@@ -113,7 +111,9 @@ def test_select(shape, k, layout):
         spec = make_spec(shape[1], k, bias=bias)
         x = feature_map(shape, layout=layout)
         scores, index, logits, hidden, pooled = CPU.ops["select_channels"](x, *selector(spec))
-        check_selection(x, spec, scores, index, logits)
+        check_selection(x, spec, index, logits)
+        exact = torch.sigmoid(logits.double().gather(1, index))
+        assert _tolerances.relative_norm(scores, exact) <= _tolerances.VALUES[torch.float32]
         torch.testing.assert_close(pooled.double(), x.double().mean((2, 3)), rtol=1e-5, atol=1e-6)
         wide = F.relu(F.linear(pooled.double(), spec.fc1_weight.double(), double(spec).fc1_bias))
         assert _tolerances.relative_to_largest(hidden, wide) <= _tolerances.LOGITS[torch.float32]
@@ -188,13 +188,13 @@ def test_not_finite(bad, layout):
         x[0, 5, 3, 3] = bad
         x[1] = bad
         x[2, 100, 0, 0] = -x.new_tensor(bad)
-        y, scores, index, logits = CPU.ops["mod_block"](x, *block(spec))
+        y, index, logits = CPU.ops["mod_block"](x, *block(spec))
         assert ((index >= 0) & (index < 128)).all()
         assert all(len(set(row)) == k for row in index.tolist())
         ordered = logits.where(~logits.isnan(), float("nan"))  # one NaN, whatever its sign was
         assert torch.equal(index, reference.rank_channels(ordered, k))
         z = reference.narrow_conv_block(reference.gather_channels(x, index), spec)
-        expected = reference.fuse_channels(x, z, scores, index)
+        expected = reference.fuse_channels(x, z, torch.sigmoid(logits.gather(1, index)), index)
         assert torch.equal(y.isnan(), expected.isnan())
 
 
@@ -223,6 +223,22 @@ def test_index_out_of_range(wrong, layout):
     for name in ("fuse_channels", "fuse_channels_"):
         with pytest.raises(RuntimeError, match=message):
             CPU.ops[name](x, z, torch.ones(2, 4), index, "original")
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+def test_a_packed_tensor_of_another_size_is_refused(kind):
+    """The kernels read as far into it as kind, k and mid_channels say."""
+    x, spec = feature_map((2, 64, 3, 3)), make_spec(64, 8, kind)
+    before = x.clone()
+    packed, mid, *rest = spec.conv_arguments
+    wrong = [(packed[:-1], mid, "must be"), (torch.cat([packed, packed[:1]]), mid, "must be")]
+    if kind == "bottleneck":  # the other kind's are all k wide
+        wrong += [(packed, mid + 1, "must be"), *((packed, m, "mid_channels must be") for m in (0, -1, 2**31))]
+    for parameters, m, message in wrong:
+        for name in ("mod_block", "mod_block_"):
+            with pytest.raises(RuntimeError, match=message):
+                CPU.ops[name](x, *selector(spec), parameters, m, *rest)
     assert torch.equal(x, before)
 
 
