@@ -30,15 +30,17 @@ def main() -> None:
 
 def variants() -> list[Variant]:
     """What the numerics check and the benchmark launch, each once, the slowest to compile first."""
+    pdl = launch._has_pdl(torch.device("cuda"))
     found: dict[Variant, None] = {}
     with (
         mock.patch.object(launch, "run", lambda variant, *launched: found.setdefault(variant)),
+        mock.patch.object(launch, "_has_pdl", lambda device: pdl),
         mock.patch("mod_kernels.backends.triton._device_problem", lambda device: ""),
     ):
         verify.verify("cpu", DTYPES, ("triton",))
     for shape in configs.PAPER_SHAPES:
         for dtype in configs.SCALAR_TYPES:
-            found |= dict.fromkeys(configs.variants(shape, dtype))
+            found |= dict.fromkeys(configs.variants(shape, dtype, pdl))
     return sorted(found, key=lambda variant: variant.kernel, reverse=True)
 
 

@@ -50,7 +50,7 @@ def compile_variant(variant: Variant, capability: int) -> Resources:
         if types[name].startswith("*")
     }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {name: value for name, value in variant.arguments.items() if name not in constants}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return _resources(compiled.asm["ptx"], capability, compiled.metadata.shared)
 

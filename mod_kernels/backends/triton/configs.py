@@ -6,8 +6,8 @@ launcher (:mod:`.launch`) takes its variants from the functions here and so does
 
 Batch, height and width are run-time values: other image sizes reuse a variant as long as they fall into the
 same block sizes and the same alignment. Nothing depends on the batch size but the number of programs, so a
-sample's result does not depend on the batch it is in. Nothing depends on the architecture: no kernel uses
-shared memory or registers to a degree that differs between compute capabilities 8.0 and 12.0
+sample's result does not depend on the batch it is in. Nothing but PDL (select.py) depends on the architecture:
+no kernel uses shared memory or registers to a degree that differs between compute capabilities 8.0 and 12.0
 (``test_ahead_of_time.py`` holds this). The block sizes were chosen on an H100.
 """
 
@@ -46,6 +46,8 @@ class Variant:
     signature: tuple[tuple[str, str], ...]
     constexprs: tuple[tuple[str, object], ...]
     num_warps: int
+    # May begin while the launch before it on the stream still runs (the kernel itself waits for its end).
+    early: bool = False
     # The tail writes through pointers that it also reads: no software pipelining across its iterations.
     num_stages: int = 1
 
@@ -60,7 +62,8 @@ class Variant:
     @functools.cached_property
     def arguments(self) -> dict[str, object]:
         """Keyword arguments of the launch beside the run-time ones."""
-        return dict(self.constexprs) | {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "launch_pdl": self.early}
+        return dict(self.constexprs) | options
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,11 @@ def pool_config(channels: int, hidden: int, hw: int) -> PoolConfig:
 
 @functools.lru_cache
 def layers_config(channels: int, hidden: int, chunks: int) -> LayersConfig:
-    """Tiles of the layers after pooling."""
+    """Tiles of the layers after pooling.
+
+    Weights are loaded four tiles at a time, 128 values a thread, all in flight at once: a program does little
+    else but wait for them.
+    """
     hidden_pad, channels_pad = power_of_two(hidden), power_of_two(channels)
     apart = channels * hidden > MAX_LAYER_WEIGHTS
     slice_channels = min(channels_pad, SLICE) if apart else channels_pad
@@ -140,7 +147,7 @@ def layers_config(channels: int, hidden: int, chunks: int) -> LayersConfig:
         apart=apart,
         slice_channels=slice_channels,
         block_slots=min(power_of_two(chunks), max(1, TILE // hidden_pad)),
-        block_channels=min(slice_channels, max(1, TILE // hidden_pad)),
+        block_channels=min(slice_channels, max(1, 4 * TILE // hidden_pad)),
         num_warps=4,
     )
 
@@ -180,6 +187,7 @@ class Selector:
     biases: tuple[bool, bool] = (False, False)
     pooled: bool = False
     copy: bool = False
+    pdl: bool = False
 
     @property
     def pool(self) -> PoolConfig:
@@ -222,23 +230,25 @@ def pool_variant(selector: Selector) -> Variant:
     constants = {
         "C": selector.channels, "R": selector.hidden, "ALIGN": selector.align, "CHUNK_C": config.chunk_channels,
         "BLOCK_HW": config.block_hw, "BLOCK_R": config.block_units, "POOLED": selector.pooled,
-        "COPY": selector.copy,
+        "COPY": selector.copy, "PDL": selector.pdl,
     }  # fmt: skip
     return _variant("pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
 
 
 def layers_variant(selector: Selector, store_hidden: bool) -> Variant:
     """The second layer's own launch; ``store_hidden``: the hidden layer is wanted too."""
-    constants = selector.constants() | {"STORE_HIDDEN": store_hidden}
+    constants = selector.constants() | {"STORE_HIDDEN": store_hidden, "PDL": selector.pdl}
     del constants["K"], constants["K_PAD"]
-    pointers = _layer_pointers(selector)
-    return _variant("layers_fwd_kernel", pointers, {"keys_units": "i64"}, constants, selector.layers.num_warps)
+    pointers, scalars = _layer_pointers(selector), {"keys_units": "i64"}
+    warps = selector.layers.num_warps
+    return _variant("layers_fwd_kernel", pointers, scalars, constants, warps, early=selector.pdl)
 
 
 def rank_variant(selector: Selector) -> Variant:
     pointers = _layer_pointers(selector) | {"index_ptr": "i64", "scores_ptr": "fp32"}
-    constants = selector.constants() | {"SELECTION": selector.source}
-    return _variant("rank_fwd_kernel", pointers, {"keys_units": "i64"}, constants, selector.layers.num_warps)
+    constants = selector.constants() | {"SELECTION": selector.source, "PDL": selector.pdl}
+    scalars, warps = {"keys_units": "i64"}, selector.layers.num_warps
+    return _variant("rank_fwd_kernel", pointers, scalars, constants, warps, early=selector.pdl)
 
 
 def _layer_pointers(selector: Selector) -> dict[str, str]:
@@ -263,6 +273,7 @@ class Tail:
     final_relu: bool
     position: str
     selection: Selector | None = None
+    pdl: bool = False
 
     @property
     def config(self) -> TailConfig:
@@ -288,12 +299,17 @@ def tail_variants(tail: Tail) -> tuple[Variant, ...]:
     constants |= {
         "M": tail.mid, "M_PAD": power_of_two(tail.mid), "ALIGN": tail.align, "BLOCK_HW": config.block_hw,
         "BOTTLENECK": tail.bottleneck, "FINAL_RELU": tail.final_relu, "POSITION": tail.position,
-        "SELECTION": "given" if selector is None else selector.source,
+        "SELECTION": "given" if selector is None else selector.source, "PDL": tail.pdl,
     }  # fmt: skip
     launches = ((True, False), (False, True)) if config.split else ((True, True),)
     return tuple(
         _variant(
-            "tail_fwd_kernel", pointers, scalars, constants | {"FIRST": first, "REST": rest}, config.num_warps
+            "tail_fwd_kernel",
+            pointers,
+            scalars,
+            constants | {"FIRST": first, "REST": rest},
+            config.num_warps,
+            early=tail.pdl and (selector is not None or not first),
         )
         for first, rest in launches
     )
@@ -338,9 +354,11 @@ def fuse_variant(
     return _variant("fuse_channels_fwd_kernel", pointers, scalars, constants, config.num_warps)
 
 
-def _variant(kernel: str, pointers: dict, scalars: dict, constants: dict, num_warps: int) -> Variant:
+def _variant(
+    kernel: str, pointers: dict, scalars: dict, constants: dict, num_warps: int, early: bool = False
+) -> Variant:
     signature = {name: "*" + kind for name, kind in pointers.items()} | scalars
-    return Variant(kernel, tuple(signature.items()), tuple(constants.items()), num_warps)
+    return Variant(kernel, tuple(signature.items()), tuple(constants.items()), num_warps, early)
 
 
 @dataclass(frozen=True)
@@ -369,8 +387,10 @@ PAPER_SHAPES = tuple(
 )
 
 
-def variants(shape: Shape, dtype: str, position: str = "first") -> Iterator[Variant]:
+def variants(shape: Shape, dtype: str, pdl: bool, position: str = "first") -> Iterator[Variant]:
     """Every variant that the ops launch for ``shape`` in ``dtype`` ("float16", "float32").
+
+    ``pdl``: on a GPU of compute capability 9.0 or newer.
 
     For contiguous x and z in NCHW, weights of x's dtype and a selector without biases (the paper's), whatever
     the batch size, in place and out of place, with and without ``pooled``.
@@ -378,9 +398,10 @@ def variants(shape: Shape, dtype: str, position: str = "first") -> Iterator[Vari
     x = SCALAR_TYPES[dtype]
     align = align_of(shape.hw, shape.channels * shape.hw)
     tail = Tail(
-        x, shape.channels, shape.k, shape.mid, shape.hw, align, shape.kind == "bottleneck", False, position
-    )
-    selector = Selector((x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align)
+        x, shape.channels, shape.k, shape.mid, shape.hw, align, shape.kind == "bottleneck", False, position, None,
+        pdl,
+    )  # fmt: skip
+    selector = Selector((x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align, pdl=pdl)
     for copy in (False, True):
         for pooled in (False, True):
             yield pool_variant(replace(selector, copy=copy, pooled=pooled))

@@ -62,6 +62,14 @@ def run(variant: Variant, programs: int, aligned: bool, *arguments: object) -> N
     compiled[(programs, 1, 1)](*arguments, *constants)
 
 
+PDL_CAPABILITY = (9, 0)
+
+
+@functools.cache
+def _has_pdl(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= PDL_CAPABILITY
+
+
 def _on_device_of(x: Tensor):
     """Triton launches on the current device: make it x's."""
     if x.is_cuda and x.device.index != torch.cuda.current_device():
@@ -108,10 +116,10 @@ class _SelectPlan(NamedTuple):
 @functools.lru_cache(_PLANS)
 def _select_plan(
     types: tuple[torch.dtype, ...], n: int, channels: int, hidden: int, k: int, hw: int, stride: int,
-    biases: tuple[bool, bool], pooled: bool, copy: bool, store_hidden: bool,
+    biases: tuple[bool, bool], pooled: bool, pdl: bool, copy: bool, store_hidden: bool,
 ) -> _SelectPlan:  # fmt: skip
     names = tuple(_TYPE_NAMES[dtype] for dtype in types)
-    selector = Selector(names, channels, hidden, k, hw, align_of(hw, stride), biases, pooled, copy)
+    selector = Selector(names, channels, hidden, k, hw, align_of(hw, stride), biases, pooled, copy, pdl)
     chunks, slices = selector.pool.chunks, selector.slices
     keys_units = _units(n * chunks * hidden)
     apart = selector.layers.apart
@@ -138,7 +146,7 @@ def _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k):
     n, channels, h, w = x.shape
     types = (x.dtype, fc1_weight.dtype, fc2_weight.dtype, bias1.dtype, bias2.dtype)
     hw, stride = h * w, _sample_stride(x)
-    return types, n, channels, fc1_weight.shape[0], k, hw, stride, biases, pooled is not None
+    return types, n, channels, fc1_weight.shape[0], k, hw, stride, biases, pooled is not None, _has_pdl(x.device)
 
 
 def _run_layers(plan, aligned, x, y, pooled, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits):
@@ -236,12 +244,12 @@ def fuse_channels_(x, z, scores, index, position):
 @functools.lru_cache(_PLANS)
 def _tail_plan(
     dtype: torch.dtype, n: int, channels: int, k: int, mid: int, hw: int, stride: int, kind: str,
-    final_relu: bool, position: str, selection: Selector | None,
+    final_relu: bool, position: str, selection: Selector | None, pdl: bool,
 ) -> list[tuple[Variant, int]]:  # fmt: skip
     """Each launch's variant and programs per sample."""
     align = align_of(hw, stride)
     bottleneck = kind == "bottleneck"
-    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, hw, align, bottleneck, final_relu, position, selection)
+    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, hw, align, bottleneck, final_relu, position, selection, pdl)
     return list(zip(configs.tail_variants(tail), configs.tail_programs(tail, n), strict=True))
 
 
@@ -263,7 +271,7 @@ def tail_(x, scores, index, conv_parameters, mid_channels, kind, final_relu, pos
         return
     plan = _tail_plan(
         x.dtype, n, channels, index.shape[1], mid_channels, h * w, _sample_stride(x), kind, final_relu, position,
-        None,
+        None, _has_pdl(x.device),
     )  # fmt: skip
     scratch = x.new_empty((n * mid_channels * h * w,), dtype=torch.float32)
     aligned = _aligned(x, scores, index, conv_parameters)
@@ -278,7 +286,7 @@ def _block_plan(selector_key, y_stride, copy, mid, kind, final_relu, position):
     select = _select_plan(*selector_key, copy, False)
     (x_dtype, *_), n, channels, _, k, hw, *_ = selector_key
     sizes = (x_dtype, n, channels, k, mid, hw, y_stride)
-    return select, _tail_plan(*sizes, kind, final_relu, position, select.selector)
+    return select, _tail_plan(*sizes, kind, final_relu, position, select.selector, select.selector.pdl)
 
 
 def _block(

@@ -2,15 +2,16 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .activation import relu, sigmoid
+from .arithmetic import relu, sigmoid, sum_of_products
 from .select import select_sample
 
 
 @triton.jit
 def _channel_vector(ptr, channel, COUNT: tl.constexpr):
-    """float32 vector of one value per channel, zero in the padding lanes."""
-    return tl.load(ptr + channel, mask=channel < COUNT, other=0.0).to(tl.float32)
+    """Vector of one value per channel, zero in the padding lanes."""
+    return tl.load(ptr + channel, mask=channel < COUNT, other=0.0)
 
 
 @triton.jit
@@ -29,7 +30,7 @@ def _add_plane_3x3(acc, plane_ptr, weight_ptr, out, OUT: tl.constexpr, IN: tl.co
         mask = (near_row >= 0) & (near_row < height) & (near_column >= 0) & (near_column < width)
         value = tl.load(plane_ptr + near_row * width + near_column, mask=mask & (pixel < hw) & inside, other=0.0)
         weight = tl.load(weight_ptr + out * (IN * 9) + tap, mask=out < OUT, other=0.0)
-        acc += weight.to(tl.float32)[:, None] * value.to(tl.float32)[None, :]
+        acc += weight[:, None] * value.to(tl.float32)[None, :]
     return acc
 
 
@@ -47,7 +48,8 @@ def _gather_1x1(
     gathered = tl.load(x_sample + source[:, None] * hw + pixel[None, :], mask=mask, other=0.0).to(tl.float32)
     for m in range(M):
         weight = _channel_vector(weight_ptr + m * K, j, K)
-        mid = tl.sum(weight[:, None] * gathered, axis=0) + tl.load(bias_ptr + m).to(tl.float32)
+        weights, planes = tl.broadcast(weight[:, None], gathered)
+        mid = sum_of_products(weights, planes, 0) + tl.load(bias_ptr + m)
         tl.store(mid_sample + m * hw + pixel, relu(mid), mask=pixel < hw)
 
 
@@ -79,7 +81,7 @@ def _expand_1x1(
     for m in range(M):
         # The select takes row m out of registers; a NaN in another row stays there.
         plane = tl.sum(tl.where((lane == m)[:, None], acc, 0.0), axis=0)
-        weight = tl.load(weight_ptr + j * M + m, mask=j < K, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + j * M + m, mask=j < K, other=0.0)
         z += weight[:, None] * plane[None, :]
     return z
 
@@ -143,6 +145,7 @@ def tail_fwd_kernel(
     SELECTION: tl.constexpr,
     FIRST: tl.constexpr,
     REST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """``x[:, P] += scores * conv_block(x[index])``, in place.
 
@@ -161,6 +164,11 @@ def tail_fwd_kernel(
     done before any of the rest (REST). Either both in one program per sample, a barrier between
     (``programs = 1``), or a launch of each, ``programs`` per sample. Spatial tiles that did both would be wrong.
     """
+    if PDL:
+        if not REST:
+            gdc_launch_dependents()
+        if SELECTION != "given" or not FIRST:  # the first of its op waits for everything, as any launch does
+            gdc_wait()
     program = tl.program_id(0)
     n = (program // programs).to(tl.int64)
     part = program % programs

@@ -1,0 +1,27 @@
+"""Arithmetic that the kernels share."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sum_of_products(a, b, axis: tl.constexpr):
+    """``sum(a * b, axis)``, the same bits in every thread that holds a copy of the result.
+
+    Written plainly the compiler contracts each thread's own product into the addition of another's rounded one,
+    so that threads end up with different last bits, and which of them is stored is a race (compute-sanitizer's
+    racecheck found it). A fused multiply-add with zero rounds like a product and can't be contracted.
+    """
+    return tl.sum(tl.fma(a, b, tl.zeros_like(a)), axis=axis)
+
+
+@triton.jit
+def relu(value):
+    """max(value, 0) that keeps NaN, as torch's ReLU does (``tl.maximum`` would drop it)."""
+    return tl.where(value <= 0.0, 0.0, value)
+
+
+@triton.jit
+def sigmoid(value):
+    """1 / (1 + exp(-value))."""
+    return 1.0 / (1.0 + tl.exp(-value))

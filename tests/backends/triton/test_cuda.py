@@ -1,0 +1,101 @@
+"""What only a GPU shows: graphs, streams, views that are not 16-byte aligned, repeatability."""
+
+import pytest
+import torch
+
+from mod_kernels import functional
+from mod_kernels.backends import use_backend
+from mod_kernels.backends.triton import TRITON
+
+from ...support import feature_map, make_spec
+from .checks import check_block, same_bits
+
+SHAPES = [(3, 256, 56, 56), (3, 512, 28, 28), (2, 2048, 7, 7)]
+
+
+@pytest.fixture(autouse=True)
+def needs_a_gpu(device):
+    if device != "cuda":
+        pytest.skip("needs a CUDA device")
+
+
+def paper_spec(channels, dtype=torch.float16):
+    return make_spec(channels, channels // 64, dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
+def test_a_graph_replays_on_new_values_and_beside_another(shape, op):
+    """Two graphs captured on streams of their own, replayed at once, again and again, on fresh inputs."""
+    spec = paper_spec(shape[1])
+    inputs = [feature_map(shape, torch.float16, device="cuda") for _ in range(2)]
+    graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
+    with torch.inference_mode(), use_backend("triton"):
+        getattr(functional, op)(inputs[0].clone(), spec)
+        for x, stream in zip(inputs, streams, strict=True):
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                outputs.append(getattr(functional, op)(x, spec))
+            graphs.append(graph)
+        for _ in range(5):
+            fresh = [feature_map(shape, torch.float16, device="cuda") for _ in inputs]
+            for x, value in zip(inputs, fresh, strict=True):
+                x.copy_(value)
+            torch.cuda.synchronize()
+            for graph, stream in zip(graphs, streams, strict=True):
+                with torch.cuda.stream(stream):
+                    graph.replay()
+            torch.cuda.synchronize()
+            for y, value in zip(outputs, fresh, strict=True):
+                assert same_bits(y, functional.mod_block(value, spec))
+
+
+def test_the_current_stream_is_used():
+    """Queued behind a long kernel on a side stream, the op sees what that stream has written before."""
+    x, spec, side = (
+        torch.zeros((2, 256, 56, 56), device="cuda"),
+        paper_spec(256, torch.float32),
+        torch.cuda.Stream(),
+    )
+    value = feature_map((2, 256, 56, 56), device="cuda")
+    torch.cuda.synchronize()
+    with torch.inference_mode(), torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)
+        x.copy_(value)
+        before = x.clone()
+        result = TRITON.ops["mod_block"](x, *spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+    side.synchronize()
+    check_block(before, spec, *result)
+
+
+@pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
+def test_views_that_are_not_aligned(op):
+    storage = feature_map((1, 1, 1, 2 * 64 * 49 + 1), torch.float16, device="cuda").flatten()
+    x, spec = storage[1:].view(2, 64, 7, 7), paper_spec(64)
+    assert x.data_ptr() % 16
+    before = x.clone()
+    result = TRITON.ops[op](x, *spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+    check_block(before, spec, *(result if op == "mod_block" else (x, *result)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_hundred_runs_give_the_same_bits(shape, dtype):
+    x, spec = feature_map(shape, dtype, device="cuda"), paper_spec(shape[1], dtype)
+    arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+    first = TRITON.ops["mod_block"](x, *arguments)
+    for _ in range(100):
+        again = TRITON.ops["mod_block"](x, *arguments)
+        assert all(same_bits(a, b) for a, b in zip(again, first, strict=True))
+
+
+def test_torch_compile_with_cuda_graphs():
+    x, spec = feature_map((3, 512, 28, 28), torch.float16, device="cuda"), paper_spec(512)
+    with torch.inference_mode(), use_backend("triton"):
+        compiled = torch.compile(
+            lambda x: functional.mod_block(x.relu(), spec) + 1, mode="reduce-overhead", fullgraph=True
+        )
+        for _ in range(4):
+            x.copy_(feature_map(x.shape, torch.float16, device="cuda"))
+            torch.testing.assert_close(compiled(x), block(x))
