@@ -16,8 +16,14 @@ from mod_kernels import verify
 from mod_kernels.backends.triton import configs, launch
 from mod_kernels.backends.triton.configs import Variant
 
-DTYPES = (torch.float16, torch.float32)
-POINTERS = {"*fp16": torch.float16, "*fp32": torch.float32, "*i32": torch.int32, "*i64": torch.int64}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+POINTERS = {
+    "*fp16": torch.float16,
+    "*bf16": torch.bfloat16,
+    "*fp32": torch.float32,
+    "*i32": torch.int32,
+    "*i64": torch.int64,
+}
 
 
 def main() -> None:
@@ -30,17 +36,15 @@ def main() -> None:
 
 def variants() -> list[Variant]:
     """What the numerics check and the benchmark launch, each once, the slowest to compile first."""
-    pdl = launch._has_pdl(torch.device("cuda"))
     found: dict[Variant, None] = {}
     with (
         mock.patch.object(launch, "run", lambda variant, *launched: found.setdefault(variant)),
-        mock.patch.object(launch, "_has_pdl", lambda device: pdl),
         mock.patch("mod_kernels.backends.triton._device_problem", lambda device: ""),
     ):
         verify.verify("cpu", DTYPES, ("triton",))
     for shape in configs.PAPER_SHAPES:
         for dtype in configs.SCALAR_TYPES:
-            found |= dict.fromkeys(configs.variants(shape, dtype, pdl))
+            found |= dict.fromkeys(configs.variants(shape, dtype))
     return sorted(found, key=lambda variant: variant.kernel, reverse=True)
 
 

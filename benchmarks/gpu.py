@@ -31,7 +31,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 520.0  # of the nine minutes, with room for starting and for writing
-TAIL_LINES = 25
+TAIL_LINES = 30
 STOP_S = 10.0
 TRITON_TESTS = "tests/backends/triton"
 
@@ -108,12 +108,19 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
         ),
         Step("bench float16", _bench(module, "float16", out), limit_s=190),
         Step("bench float32", _bench(module, "float32", out), limit_s=190),
+        Step("bench networks", _bench_networks(module, out), limit_s=90),
     ]
 
 
 def _bench(module: list[str], dtype: str, out: Path) -> list[str]:
     path = out / f"blocks-{dtype}.json"
-    return [*module, "bench", "--quick", "--device", "cuda", "--dtype", dtype, "--json", str(path)]
+    batches = [word for batch in (1, 8, 32, 256) for word in ("--batch", str(batch))]
+    return [*module, "bench", "--quick", "--device", "cuda", "--dtype", dtype, *batches, "--json", str(path)]
+
+
+def _bench_networks(module: list[str], out: Path) -> list[str]:
+    options = ["--networks", "--network", "resnet75_mod", "--batch", "1", "--batch", "32"]
+    return [*module, "bench", *options, "--device", "cuda", "--json", str(out / "networks-float16.json")]
 
 
 def steps_in_rehearsal(out: Path) -> list[Step]:

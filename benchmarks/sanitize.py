@@ -19,7 +19,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     calls = 0
     with torch.inference_mode(), backends.use_backend("triton"):
-        for dtype in (torch.float32, torch.float16):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for case in CASES if device == "cuda" else CASES[1:2]:
                 calls += run(Inputs(case, dtype, "nchw", device, seed=0))
     if device == "cuda":
@@ -33,7 +33,9 @@ def run(inputs: Inputs) -> int:
     x, spec = inputs.feature_map(), inputs.spec("bottleneck", "first")
     functional.select_channels(x, spec.fc1_weight, spec.fc2_weight, spec.k, spec.fc1_bias, spec.fc2_bias)
     functional.gather_channels(x, inputs.index())
-    calls += 2
+    functional.add_relu_pool(x, inputs.residual())
+    functional.add_relu_pool_(inputs.feature_map())
+    calls += 4
     for position in POSITIONS:
         z, scores, index = inputs.branch(False), inputs.scores(), inputs.index()
         functional.fuse_channels(x, z, scores, index, position)

@@ -1,4 +1,7 @@
-"""Whole networks: plain, fused, and with their MoD blocks left out, in turn on one input."""
+"""Whole networks: plain, fused, and with their MoD blocks left out, in turn on one input.
+
+On a GPU each as it is and inside a CUDA graph: without one, at small batches, the time is Python's.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .._tolerances import relative_norm
 from ..accelerate import accelerate
 from ..backends import use_backend
 from ..nn import MoDBlock
-from .providers import same_arithmetic
+from .providers import graphed, same_arithmetic
 from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
 
@@ -42,20 +45,27 @@ def run(
         ValueError: a name that :func:`mod_kernels.models.list_models` does not have.
     """
     threads_before = torch.get_num_threads()
-    runs = threads if device == "cpu" else (None,)
-    planned = [(name, batch, count) for count in runs for name in names for batch in batches]
+    runs = [(count, "eager") for count in threads] if device == "cpu" else [(None, "eager"), (None, "graph")]
+    planned = [(name, batch, *how) for how in runs for name in names for batch in batches]
     try:
-        for number, (name, batch, count) in enumerate(planned):
-            on_cell(f"{name} N={batch}" + (f" {count} thread(s)" if count else ""), number, len(planned))
+        for number, (name, batch, count, mode) in enumerate(planned):
+            on_cell(f"{name} N={batch} " + (f"{count} thread(s)" if count else mode), number, len(planned))
             if count is not None:
                 torch.set_num_threads(count)
-            results.rows += run_cell(name, batch, count, device, dtype, size, rounds)
+            results.rows += run_cell(name, batch, count, mode, device, dtype, size, rounds)
     finally:
         torch.set_num_threads(threads_before)
 
 
 def run_cell(
-    name: str, batch: int, threads: int | None, device: str, dtype: torch.dtype, size: int, rounds: int
+    name: str,
+    batch: int,
+    threads: int | None,
+    mode: str,
+    device: str,
+    dtype: torch.dtype,
+    size: int,
+    rounds: int,
 ) -> list[Row]:
     """One network at one batch size: every provider's output against the reference's, then the times."""
     providers = build(name, device, dtype)
@@ -68,12 +78,12 @@ def run_cell(
             expected = providers["fused"](image)
         for provider, model in providers.items():
             checks[provider] = "none" if provider == "identity" else compare(model(image), expected, dtype)
-    timed = [
-        Timed(provider, partial(model, image))
-        for provider, model in providers.items()
-        if not checks[provider].startswith("wrong")
-    ]
-    with same_arithmetic():
+    with torch.inference_mode(), same_arithmetic():
+        timed = [
+            Timed(provider, graphed(model, image) if mode == "graph" else partial(model, image))
+            for provider, model in providers.items()
+            if not checks[provider].startswith("wrong")
+        ]
         measure(timed, clock, rounds, budget_s=60.0)
     by_name = {one.name: one for one in timed}
     rows = []
@@ -86,7 +96,7 @@ def run_cell(
             times |= {"samples": len(one.samples), "repeats": one.repeats}
             times["over_identity_ms"] = median_difference_ms(one, by_name["identity"])
         text = str(dtype).removeprefix("torch.")
-        rows.append(Row(name, "network", batch, threads, device, text, "eager", "warm", provider, check, **times))
+        rows.append(Row(name, "network", batch, threads, device, text, mode, "warm", provider, check, **times))
     return rows
 
 

@@ -100,7 +100,14 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
 def _network_table(rows: list[Row]) -> Table:
     table = Table(title="Whole networks; median ms")
     names = ["plain", "plain-inplace", "fused", "identity"]
-    for heading in ("network", "N", "threads", *names, "plain/\nfused", "(fused - identity)/\n(plain - identity)"):
+    for heading in (
+        "network",
+        "N",
+        "threads or\nmode",
+        *names,
+        "plain/\nfused",
+        "(fused - identity)/\n(plain - identity)",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in by_cell(rows).values():
         first = next(iter(cell.values()))
@@ -112,7 +119,7 @@ def _network_table(rows: list[Row]) -> Table:
         table.add_row(
             first.name,
             str(first.batch),
-            MISSING if first.threads is None else str(first.threads),
+            str(first.threads or first.mode),
             *[_time(cell.get(name)) for name in names],
             *_ratios([ratio(cell, best, "fused"), share]),
         )

@@ -20,6 +20,8 @@ _OPS = (
     "gather_channels",
     "fuse_channels",
     "fuse_channels_",
+    "add_relu_pool",
+    "add_relu_pool_",
     "tail_",
     "mod_block",
     "mod_block_",
@@ -29,7 +31,7 @@ _RANKING = ("select_channels", "mod_block", "mod_block_")
 
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
-DTYPES = (torch.float16, torch.float32)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # One program ranks a sample's channels: 4096 int64 keys are 64 registers a thread at 256 threads.
 MAX_CHANNELS = 4096
 # A program of the tail holds all k channels of at least 16 pixels: 256 x 16 float32 values are a full tile.
@@ -96,10 +98,12 @@ def _call_problem(call: Call) -> str:
     if call.op not in _OPS:
         return f"{call.op} has no Triton kernel in this version"
     if call.dtype not in DTYPES:
-        return f"the Triton kernels take float32 and float16, not {str(call.dtype).removeprefix('torch.')}"
+        return (
+            f"the Triton kernels take float32, float16 and bfloat16, not {str(call.dtype).removeprefix('torch.')}"
+        )
     if call.weight_dtype is not None and call.weight_dtype not in DTYPES:
         name = str(call.weight_dtype).removeprefix("torch.")
-        return f"the Triton kernels take float32 and float16 weights, not {name}"
+        return f"the Triton kernels take float32, float16 and bfloat16 weights, not {name}"
     if call.layout != _layout.NCHW:
         return f"the Triton kernels read NCHW, not {call.layout}"
     if call.op in _RANKING and call.channels > MAX_CHANNELS:

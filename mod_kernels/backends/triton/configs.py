@@ -6,7 +6,7 @@ launcher (:mod:`.launch`) takes its variants from the functions here and so does
 
 Batch, height and width are run-time values: other image sizes reuse a variant as long as they fall into the
 same block sizes and the same alignment. Nothing depends on the batch size but the number of programs, so a
-sample's result does not depend on the batch it is in. Nothing but PDL (select.py) depends on the architecture:
+sample's result does not depend on the batch it is in. Nothing depends on the architecture:
 no kernel uses shared memory or registers to a degree that differs between compute capabilities 8.0 and 12.0
 (``test_ahead_of_time.py`` holds this). The block sizes were chosen on an H100.
 """
@@ -35,7 +35,7 @@ SLICE = 256
 FIRST_PROGRAMS = 512
 
 # torch's names to Triton's, for the dtypes this engine serves.
-SCALAR_TYPES = {"float16": "fp16", "float32": "fp32"}
+SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,6 @@ class Variant:
     signature: tuple[tuple[str, str], ...]
     constexprs: tuple[tuple[str, object], ...]
     num_warps: int
-    # May begin while the launch before it on the stream still runs (the kernel itself waits for its end).
-    early: bool = False
     # The tail writes through pointers that it also reads: no software pipelining across its iterations.
     num_stages: int = 1
 
@@ -60,10 +58,14 @@ class Variant:
         return {}
 
     @functools.cached_property
+    def tensors(self) -> int:
+        """How many of the run-time arguments are tensors: the first ones."""
+        return sum(kind.startswith("*") for _, kind in self.signature)
+
+    @functools.cached_property
     def arguments(self) -> dict[str, object]:
         """Keyword arguments of the launch beside the run-time ones."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "launch_pdl": self.early}
-        return dict(self.constexprs) | options
+        return dict(self.constexprs) | {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,6 @@ class Selector:
     biases: tuple[bool, bool] = (False, False)
     pooled: bool = False
     copy: bool = False
-    pdl: bool = False
 
     @property
     def pool(self) -> PoolConfig:
@@ -230,25 +231,25 @@ def pool_variant(selector: Selector) -> Variant:
     constants = {
         "C": selector.channels, "R": selector.hidden, "ALIGN": selector.align, "CHUNK_C": config.chunk_channels,
         "BLOCK_HW": config.block_hw, "BLOCK_R": config.block_units, "POOLED": selector.pooled,
-        "COPY": selector.copy, "PDL": selector.pdl,
+        "COPY": selector.copy,
     }  # fmt: skip
     return _variant("pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
 
 
 def layers_variant(selector: Selector, store_hidden: bool) -> Variant:
     """The second layer's own launch; ``store_hidden``: the hidden layer is wanted too."""
-    constants = selector.constants() | {"STORE_HIDDEN": store_hidden, "PDL": selector.pdl}
+    constants = selector.constants() | {"STORE_HIDDEN": store_hidden}
     del constants["K"], constants["K_PAD"]
     pointers, scalars = _layer_pointers(selector), {"keys_units": "i64"}
     warps = selector.layers.num_warps
-    return _variant("layers_fwd_kernel", pointers, scalars, constants, warps, early=selector.pdl)
+    return _variant("layers_fwd_kernel", pointers, scalars, constants, warps)
 
 
 def rank_variant(selector: Selector) -> Variant:
     pointers = _layer_pointers(selector) | {"index_ptr": "i64", "scores_ptr": "fp32"}
-    constants = selector.constants() | {"SELECTION": selector.source, "PDL": selector.pdl}
+    constants = selector.constants() | {"SELECTION": selector.source}
     scalars, warps = {"keys_units": "i64"}, selector.layers.num_warps
-    return _variant("rank_fwd_kernel", pointers, scalars, constants, warps, early=selector.pdl)
+    return _variant("rank_fwd_kernel", pointers, scalars, constants, warps)
 
 
 def _layer_pointers(selector: Selector) -> dict[str, str]:
@@ -273,7 +274,6 @@ class Tail:
     final_relu: bool
     position: str
     selection: Selector | None = None
-    pdl: bool = False
 
     @property
     def config(self) -> TailConfig:
@@ -299,7 +299,7 @@ def tail_variants(tail: Tail) -> tuple[Variant, ...]:
     constants |= {
         "M": tail.mid, "M_PAD": power_of_two(tail.mid), "ALIGN": tail.align, "BLOCK_HW": config.block_hw,
         "BOTTLENECK": tail.bottleneck, "FINAL_RELU": tail.final_relu, "POSITION": tail.position,
-        "SELECTION": "given" if selector is None else selector.source, "PDL": tail.pdl,
+        "SELECTION": "given" if selector is None else selector.source,
     }  # fmt: skip
     launches = ((True, False), (False, True)) if config.split else ((True, True),)
     return tuple(
@@ -309,7 +309,6 @@ def tail_variants(tail: Tail) -> tuple[Variant, ...]:
             scalars,
             constants | {"FIRST": first, "REST": rest},
             config.num_warps,
-            early=tail.pdl and (selector is not None or not first),
         )
         for first, rest in launches
     )
@@ -354,11 +353,21 @@ def fuse_variant(
     return _variant("fuse_channels_fwd_kernel", pointers, scalars, constants, config.num_warps)
 
 
-def _variant(
-    kernel: str, pointers: dict, scalars: dict, constants: dict, num_warps: int, early: bool = False
-) -> Variant:
+def add_relu_pool_variant(x: str, channels: int, hw: int, align: int, has_b: bool, relu: bool) -> Variant:
+    """That of add_relu_pool, in place or not; its blocks are the pooling's."""
+    config = pool_config(channels, 1, hw)
+    pointers = {"a_ptr": x, "b_ptr": x, "y_ptr": x, "pooled_ptr": "fp32"}
+    scalars = dict.fromkeys(("stride_an", "stride_bn", "stride_yn"), "i64") | {"hw_units": "i32"}
+    constants = {
+        "C": channels, "ALIGN": align, "CHUNK_C": config.chunk_channels, "BLOCK_HW": config.block_hw,
+        "HAS_B": has_b, "RELU": relu,
+    }  # fmt: skip
+    return _variant("add_relu_pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
+
+
+def _variant(kernel: str, pointers: dict, scalars: dict, constants: dict, num_warps: int) -> Variant:
     signature = {name: "*" + kind for name, kind in pointers.items()} | scalars
-    return Variant(kernel, tuple(signature.items()), tuple(constants.items()), num_warps, early)
+    return Variant(kernel, tuple(signature.items()), tuple(constants.items()), num_warps)
 
 
 @dataclass(frozen=True)
@@ -387,10 +396,8 @@ PAPER_SHAPES = tuple(
 )
 
 
-def variants(shape: Shape, dtype: str, pdl: bool, position: str = "first") -> Iterator[Variant]:
-    """Every variant that the ops launch for ``shape`` in ``dtype`` ("float16", "float32").
-
-    ``pdl``: on a GPU of compute capability 9.0 or newer.
+def variants(shape: Shape, dtype: str, position: str = "first") -> Iterator[Variant]:
+    """Every variant that the ops launch for ``shape`` in ``dtype`` (a key of SCALAR_TYPES).
 
     For contiguous x and z in NCHW, weights of x's dtype and a selector without biases (the paper's), whatever
     the batch size, in place and out of place, with and without ``pooled``.
@@ -399,9 +406,8 @@ def variants(shape: Shape, dtype: str, pdl: bool, position: str = "first") -> It
     align = align_of(shape.hw, shape.channels * shape.hw)
     tail = Tail(
         x, shape.channels, shape.k, shape.mid, shape.hw, align, shape.kind == "bottleneck", False, position, None,
-        pdl,
     )  # fmt: skip
-    selector = Selector((x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align, pdl=pdl)
+    selector = Selector((x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align)
     for copy in (False, True):
         for pooled in (False, True):
             yield pool_variant(replace(selector, copy=copy, pooled=pooled))
@@ -411,6 +417,9 @@ def variants(shape: Shape, dtype: str, pdl: bool, position: str = "first") -> It
     yield rank_variant(selector)
     yield from tail_variants(tail)
     yield from tail_variants(replace(tail, selection=selector))
+    for has_b in (False, True):
+        for relu in (False, True):
+            yield add_relu_pool_variant(x, shape.channels, shape.hw, align, has_b, relu)
     plain = (x, shape.channels, shape.k, shape.hw, align)
     yield gather_variant(*plain)
     for in_place in (False, True):

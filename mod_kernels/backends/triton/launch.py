@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import os
 from typing import NamedTuple
 
@@ -26,12 +27,13 @@ _PLANS = 1024  # remembered for each op: sizes a process meets, batch sizes incl
 @functools.cache
 def kernels() -> dict[str, object]:
     """Every kernel by its name; the first call imports Triton."""
-    from . import fuse, gather, select, tail
+    from . import add_relu_pool, fuse, gather, select, tail
 
     return {
         "pool_fwd_kernel": select.pool_fwd_kernel,
         "layers_fwd_kernel": select.layers_fwd_kernel,
         "rank_fwd_kernel": select.rank_fwd_kernel,
+        "add_relu_pool_fwd_kernel": add_relu_pool.add_relu_pool_fwd_kernel,
         "tail_fwd_kernel": tail.tail_fwd_kernel,
         "gather_channels_fwd_kernel": gather.gather_channels_fwd_kernel,
         "fuse_channels_fwd_kernel": fuse.fuse_channels_fwd_kernel,
@@ -39,16 +41,21 @@ def kernels() -> dict[str, object]:
     }
 
 
-def run(variant: Variant, programs: int, aligned: bool, *arguments: object) -> None:
+def run(variant: Variant, programs: int, *arguments: Tensor | int) -> None:
     """Launch ``programs`` programs of a variant on the current device and stream.
 
-    ``arguments``: the run-time ones, in the signature's order. Triton's own launch works out the types, the
-    alignment and the constants of some thirty arguments at every call, 30 us: here they are known, so where all
-    pointers are 16-byte ``aligned`` the compiled kernel is kept and called. Other views go Triton's way, which
-    compiles a variant with narrower loads for them.
+    ``arguments``: the run-time ones in the signature's order, tensors first. Triton's own launch works out types,
+    alignment and constants of some thirty arguments at every call, some 30 us; here they are known, so where
+    every tensor starts at a multiple of 16 bytes, as torch's allocator gives them, the compiled kernel is kept and
+    called with addresses. Other views go Triton's way, which compiles a variant with narrower loads for them.
     """
     kernel = kernels()[variant.kernel]
-    if _INTERPRETING or not aligned:
+    if _INTERPRETING:
+        kernel[(programs,)](*arguments, **variant.arguments)
+        return
+    tensors = arguments[: variant.tensors]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    if functools.reduce(operator.or_, addresses) % 16:
         kernel[(programs,)](*arguments, **variant.arguments)
         return
     device = torch.cuda.current_device()
@@ -59,15 +66,7 @@ def run(variant: Variant, programs: int, aligned: bool, *arguments: object) -> N
         found = compiled, tuple(constants[name] for name in kernel.arg_names if name in constants)
         variant.compiled[device] = found
     compiled, constants = found
-    compiled[(programs, 1, 1)](*arguments, *constants)
-
-
-PDL_CAPABILITY = (9, 0)
-
-
-@functools.cache
-def _has_pdl(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= PDL_CAPABILITY
+    compiled[(programs, 1, 1)](*addresses, *arguments[variant.tensors :], *constants)
 
 
 def _on_device_of(x: Tensor):
@@ -75,15 +74,6 @@ def _on_device_of(x: Tensor):
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         return torch.cuda.device(x.device)
     return contextlib.nullcontext()
-
-
-def _aligned(*tensors: Tensor | None) -> bool:
-    """Whether every tensor starts at a multiple of 16 bytes, as torch's allocator gives them."""
-    addresses = 0
-    for tensor in tensors:
-        if tensor is not None:
-            addresses |= tensor.data_ptr()
-    return addresses % 16 == 0
 
 
 def _sample_stride(x: Tensor) -> int:
@@ -116,10 +106,10 @@ class _SelectPlan(NamedTuple):
 @functools.lru_cache(_PLANS)
 def _select_plan(
     types: tuple[torch.dtype, ...], n: int, channels: int, hidden: int, k: int, hw: int, stride: int,
-    biases: tuple[bool, bool], pooled: bool, pdl: bool, copy: bool, store_hidden: bool,
+    biases: tuple[bool, bool], pooled: bool, copy: bool, store_hidden: bool,
 ) -> _SelectPlan:  # fmt: skip
     names = tuple(_TYPE_NAMES[dtype] for dtype in types)
-    selector = Selector(names, channels, hidden, k, hw, align_of(hw, stride), biases, pooled, copy, pdl)
+    selector = Selector(names, channels, hidden, k, hw, align_of(hw, stride), biases, pooled, copy)
     chunks, slices = selector.pool.chunks, selector.slices
     keys_units = _units(n * chunks * hidden)
     apart = selector.layers.apart
@@ -146,17 +136,17 @@ def _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k):
     n, channels, h, w = x.shape
     types = (x.dtype, fc1_weight.dtype, fc2_weight.dtype, bias1.dtype, bias2.dtype)
     hw, stride = h * w, _sample_stride(x)
-    return types, n, channels, fc1_weight.shape[0], k, hw, stride, biases, pooled is not None, _has_pdl(x.device)
+    return types, n, channels, fc1_weight.shape[0], k, hw, stride, biases, pooled is not None
 
 
-def _run_layers(plan, aligned, x, y, pooled, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits):
+def _run_layers(plan, x, y, pooled, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits):
     """Pooling with the first layer's parts and, where it is apart, the second layer."""
     align = plan.selector.align
     units, stride = x.shape[2] * x.shape[3] // align, _sample_stride(x) // align
-    run(plan.pool, plan.pool_programs, aligned, x, y, pooled, fc1_weight, scratch, stride, units)
+    run(plan.pool, plan.pool_programs, x, y, pooled, fc1_weight, scratch, stride, units)
     if plan.layers is not None:
         pointers = (scratch, bias1, fc2_weight, bias2, hidden, logits)
-        run(plan.layers, plan.layers_programs, aligned, *pointers, plan.keys_units)
+        run(plan.layers, plan.layers_programs, *pointers, plan.keys_units)
 
 
 def select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
@@ -176,11 +166,10 @@ def select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
     plan = _select_plan(*key, copy=False, store_hidden=True)
     scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
     given = pooled_out if pooled is None else pooled
-    aligned = _aligned(x, fc1_weight, fc2_weight, bias1, bias2, given)
     with _on_device_of(x):
-        _run_layers(plan, aligned, x, x, given, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits)
+        _run_layers(plan, x, x, given, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits)
         pointers = (scratch, bias1, fc2_weight, bias2, hidden, logits, index, scores)
-        run(plan.rank, n, aligned, *pointers, plan.keys_units)
+        run(plan.rank, n, *pointers, plan.keys_units)
     return scores, index, logits, hidden, pooled_out
 
 
@@ -201,7 +190,7 @@ def gather_channels(x, index):
     variant = _gather_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align)
     tiles = -(-hw // configs.plane_config(channels, hw, one_plane=True).block_hw)
     with _on_device_of(x):
-        run(variant, n * k * tiles, _aligned(x, index), x, index, out, stride // align, hw // align, tiles)
+        run(variant, n * k * tiles, x, index, out, stride // align, hw // align, tiles)
     return out
 
 
@@ -223,9 +212,8 @@ def _fuse(x, z, scores, index, position, y):
     pointers = (x, z, scores, index) if in_place else (x, z, scores, index, y)
     stride_zn = z.stride(0) if n > 1 else k * hw
     programs = n * tiles * (k if in_place else -(-channels // config.block_channels))
-    aligned = _aligned(x, z, scores, index)
     with _on_device_of(x):
-        run(variant, programs, aligned, *pointers, stride // align, stride_zn, hw // align, tiles)
+        run(variant, programs, *pointers, stride // align, stride_zn, hw // align, tiles)
 
 
 def fuse_channels(x, z, scores, index, position):
@@ -238,31 +226,61 @@ def fuse_channels_(x, z, scores, index, position):
     _fuse(x, z, scores, index, position, None)
 
 
+# ---- the ending of the block before
+
+_add_relu_pool_variant = functools.lru_cache(_PLANS)(configs.add_relu_pool_variant)
+
+
+def _add_relu_pool(a, b, relu, y):
+    """Into ``y``, which is a itself in place; returns pooled."""
+    _check_size(a)
+    n, channels, h, w = a.shape
+    pooled = a.new_empty((n, channels), dtype=torch.float32)
+    if a.numel() == 0:
+        return pooled
+    second = a if b is None else b
+    hw, strides = h * w, tuple(map(_sample_stride, (a, second, y)))
+    align = align_of(hw, *strides)
+    variant = _add_relu_pool_variant(_TYPE_NAMES[a.dtype], channels, hw, align, b is not None, relu)
+    programs = n * configs.pool_config(channels, 1, hw).chunks
+    scalars = (*(stride // align for stride in strides), hw // align)
+    with _on_device_of(a):
+        run(variant, programs, a, second, y, pooled, *scalars)
+    return pooled
+
+
+def add_relu_pool(a, b, relu):
+    y = torch.empty(a.shape, dtype=a.dtype, device=a.device)
+    return y, _add_relu_pool(a, b, relu, y)
+
+
+def add_relu_pool_(a, b, relu):
+    return _add_relu_pool(a, b, relu, a)
+
+
 # ---- the tail, and the whole block
 
 
 @functools.lru_cache(_PLANS)
 def _tail_plan(
     dtype: torch.dtype, n: int, channels: int, k: int, mid: int, hw: int, stride: int, kind: str,
-    final_relu: bool, position: str, selection: Selector | None, pdl: bool,
+    final_relu: bool, position: str, selection: Selector | None,
 ) -> list[tuple[Variant, int]]:  # fmt: skip
     """Each launch's variant and programs per sample."""
     align = align_of(hw, stride)
     bottleneck = kind == "bottleneck"
-    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, hw, align, bottleneck, final_relu, position, selection, pdl)
+    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, hw, align, bottleneck, final_relu, position, selection)
     return list(zip(configs.tail_variants(tail), configs.tail_programs(tail, n), strict=True))
 
 
-def _run_tail(
-    plan, aligned, x, index, scores, logits, conv_parameters, scratch, bias1, fc2, bias2, keys_units, mid_units
-):
+def _run_tail(plan, x, index, scores, logits, conv_parameters, scratch, bias1, fc2, bias2, keys_units, mid_units):
     n, _, h, w = x.shape
     stride = _sample_stride(x)
     align = align_of(h * w, stride)
     pointers = (x, index, scores, logits, conv_parameters, scratch, bias1, fc2, bias2)
     for variant, programs in plan:
         scalars = (keys_units, mid_units, stride // align, h * w // align, w, programs)
-        run(variant, n * programs, aligned, *pointers, *scalars)
+        run(variant, n * programs, *pointers, *scalars)
 
 
 def tail_(x, scores, index, conv_parameters, mid_channels, kind, final_relu, position):
@@ -271,13 +289,12 @@ def tail_(x, scores, index, conv_parameters, mid_channels, kind, final_relu, pos
         return
     plan = _tail_plan(
         x.dtype, n, channels, index.shape[1], mid_channels, h * w, _sample_stride(x), kind, final_relu, position,
-        None, _has_pdl(x.device),
+        None,
     )  # fmt: skip
     scratch = x.new_empty((n * mid_channels * h * w,), dtype=torch.float32)
-    aligned = _aligned(x, scores, index, conv_parameters)
     unread = (scratch, scratch, scratch)
     with _on_device_of(x):
-        _run_tail(plan, aligned, x, index, scores, scratch, conv_parameters, scratch, *unread, 0, 0)
+        _run_tail(plan, x, index, scores, scratch, conv_parameters, scratch, *unread, 0, 0)
 
 
 @functools.lru_cache(_PLANS)
@@ -286,7 +303,7 @@ def _block_plan(selector_key, y_stride, copy, mid, kind, final_relu, position):
     select = _select_plan(*selector_key, copy, False)
     (x_dtype, *_), n, channels, _, k, hw, *_ = selector_key
     sizes = (x_dtype, n, channels, k, mid, hw, y_stride)
-    return select, _tail_plan(*sizes, kind, final_relu, position, select.selector, select.selector.pdl)
+    return select, _tail_plan(*sizes, kind, final_relu, position, select.selector)
 
 
 def _block(
@@ -308,12 +325,11 @@ def _block(
     scratch = x.new_empty((16 * mid_units + n * mid_channels * h * w,), dtype=torch.float32)
     # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
     given = logits if pooled is None else pooled
-    aligned = _aligned(x, fc1_weight, fc2_weight, bias1, bias2, pooled, conv_parameters)
     layers = (fc1_weight, fc2_weight, bias1, bias2, logits, logits)
     selected = (index, logits, logits, conv_parameters, scratch, bias1, fc2_weight, bias2)
     with _on_device_of(x):
-        _run_layers(select, aligned, x, y, given, scratch, *layers)
-        _run_tail(tail, aligned, y, *selected, select.keys_units, mid_units)
+        _run_layers(select, x, y, given, scratch, *layers)
+        _run_tail(tail, y, *selected, select.keys_units, mid_units)
     return index, logits
 
 

@@ -8,15 +8,10 @@ counters, no atomics, and nothing that depends on the order of programs:
 2. ``layers_fwd_kernel``: hidden layer from the slots, logits of a slice of channels, the best of the slice; left
    out where the second layer is small enough for whoever ranks to do it (SELECTION "slots", else "keys");
 3. ``rank_fwd_kernel``, or the tail's first launch, which begins with the same :func:`select_sample`.
-
-PDL (programmatic dependent launch, compute capability 9.0 on): a launch may begin while the one before still
-runs, and then waits for its end, so that getting started costs no time of its own. Pooling, the first, is an
-ordinary launch: it waits for everything before the op.
 """
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .arithmetic import relu, sigmoid, sum_of_products
 
@@ -47,7 +42,6 @@ def pool_fwd_kernel(
     BLOCK_R: tl.constexpr,
     POOLED: tl.constexpr,
     COPY: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """``pooled = mean_hw(x)``; ``partial[n, chunk, r]``: the sum over the chunk of ``fc1[r, c] * pooled[n, c]``.
 
@@ -57,8 +51,6 @@ def pool_fwd_kernel(
     Grid: ``N * CHUNKS``, CHUNK_C channels a program. POOLED: pooled is given and x is not read for pooling. COPY:
     x is written to y (dense) on the way.
     """
-    if PDL:
-        gdc_launch_dependents()
     CHUNKS: tl.constexpr = (C + CHUNK_C - 1) // CHUNK_C
     program = tl.program_id(0)
     n = (program // CHUNKS).to(tl.int64)
@@ -181,16 +173,12 @@ def layers_fwd_kernel(
     HAS_FC1_BIAS: tl.constexpr,
     HAS_FC2_BIAS: tl.constexpr,
     STORE_HIDDEN: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """``logits = relu(sum of slots + b1) @ fc2.T + b2``, and the KEEP largest keys of every slice of SLICE_C.
 
     partial (N, CHUNKS, R) float32 at scratch, keys (N, SLICES, KEEP) int64 at scratch + 16 * keys_units; fc2
     (C, R); hidden (N, R), logits (N, C) float32. Grid: ``N * SLICES``.
     """
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     SLICES: tl.constexpr = (C + SLICE_C - 1) // SLICE_C
     program = tl.program_id(0)
     n = (program // SLICES).to(tl.int64)
@@ -264,14 +252,11 @@ def rank_fwd_kernel(
     HAS_FC1_BIAS: tl.constexpr,
     HAS_FC2_BIAS: tl.constexpr,
     SELECTION: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """``index = top k of logits``, ``scores = sigmoid(logits[index])``; grid: N. Shapes as in the kernels above.
 
     index (N, K) int64, scores (N, K) float32.
     """
-    if PDL:
-        gdc_wait()
     n = tl.program_id(0).to(tl.int64)
     select_sample(
         scratch_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, hidden_ptr, logits_ptr, index_ptr, keys_units, n,

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .arithmetic import relu, sigmoid, sum_of_products
 from .select import select_sample
@@ -145,7 +144,6 @@ def tail_fwd_kernel(
     SELECTION: tl.constexpr,
     FIRST: tl.constexpr,
     REST: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """``x[:, P] += scores * conv_block(x[index])``, in place.
 
@@ -164,11 +162,6 @@ def tail_fwd_kernel(
     done before any of the rest (REST). Either both in one program per sample, a barrier between
     (``programs = 1``), or a launch of each, ``programs`` per sample. Spatial tiles that did both would be wrong.
     """
-    if PDL:
-        if not REST:
-            gdc_launch_dependents()
-        if SELECTION != "given" or not FIRST:  # the first of its op waits for everything, as any launch does
-            gdc_wait()
     program = tl.program_id(0)
     n = (program // programs).to(tl.int64)
     part = program % programs

@@ -28,7 +28,7 @@ def block(x, spec, pooled=None, op="mod_block"):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["bottleneck", "basic"])
 @pytest.mark.parametrize("shape,k", CASES)
 def test_against_float64(shape, k, kind, dtype, in_place, device):

@@ -92,10 +92,12 @@ def test_a_hundred_runs_give_the_same_bits(shape, dtype):
 
 def test_torch_compile_with_cuda_graphs():
     x, spec = feature_map((3, 512, 28, 28), torch.float16, device="cuda"), paper_spec(512)
+
+    def block(x):
+        return functional.mod_block(x.relu(), spec) + 1
+
     with torch.inference_mode(), use_backend("triton"):
-        compiled = torch.compile(
-            lambda x: functional.mod_block(x.relu(), spec) + 1, mode="reduce-overhead", fullgraph=True
-        )
+        compiled = torch.compile(block, mode="reduce-overhead", fullgraph=True)
         for _ in range(4):
             x.copy_(feature_map(x.shape, torch.float16, device="cuda"))
             torch.testing.assert_close(compiled(x), block(x))

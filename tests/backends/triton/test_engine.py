@@ -56,14 +56,16 @@ CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", 
     [
         ({}, ""),
         ({"device": "mps"}, "mps"),
-        ({"dtype": torch.bfloat16}, "bfloat16"),
+        ({"dtype": torch.bfloat16}, ""),
+        ({"dtype": torch.int32}, "int32"),
         ({"dtype": torch.float64}, "float64"),
-        ({"weight_dtype": torch.bfloat16}, "weights"),
+        ({"weight_dtype": torch.float64}, "weights"),
         ({"layout": "channels_last"}, "channels_last"),
         ({"channels": 8192}, "C=8192"),
         ({"k": 512}, "k=512"),
         ({"kind": "inverted_residual"}, "inverted_residual"),
-        ({"op": "add_relu_pool"}, "add_relu_pool"),
+        ({"op": "add_relu_pool"}, ""),
+        ({"op": "pool_channels"}, "pool_channels"),
     ],
 )
 def test_says_what_it_serves(change, word, device):
@@ -85,6 +87,8 @@ def raw_calls(device):
     yield "gather_channels", (x, index)
     yield "fuse_channels", (x, z, scores, None, "last")
     yield "fuse_channels_", (x, z, scores, index, "original")
+    yield "add_relu_pool", (x, x.clone(), True)
+    yield "add_relu_pool_", (x, None, True)
     yield "tail_", (x, scores, index, *spec.conv_arguments)
     yield "mod_block", (x, *selector, *spec.conv_arguments)
     yield "mod_block_", (x, *selector, *spec.conv_arguments)
@@ -118,6 +122,7 @@ def test_compiled_call_is_one_graph(device):
 
 TORCH_TYPES = {
     torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.int64: "*i64",
     torch.int32: "*i32",
@@ -132,12 +137,12 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_variants_are_what_the_launcher_launches(shape, dtype, device, monkeypatch):
     """No launch outside the enumerated variants, none of them never launched, arguments typed as they say."""
     launched = {}
 
-    def record(variant, programs, aligned, *arguments):
+    def record(variant, programs, *arguments):
         launched[variant] = arguments
 
     monkeypatch.setattr(launch, "run", record)
@@ -151,11 +156,15 @@ def test_variants_are_what_the_launcher_launches(shape, dtype, device, monkeypat
             for op in ("mod_block", "mod_block_"):
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
             TRITON.ops["select_channels"](x, *spec.selector_arguments, pooled, spec.k)
+        for b in (None, x.clone()):
+            for relu in (False, True):
+                TRITON.ops["add_relu_pool"](x, b, relu)
+                TRITON.ops["add_relu_pool_"](x, b, relu)
         TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
         TRITON.ops["gather_channels"](x, index)
         TRITON.ops["fuse_channels"](x, z, scores, index, "first")
         TRITON.ops["fuse_channels_"](x, z, scores, None, "first")
-    assert set(launched) == set(configs.variants(shape, dtype, launch._has_pdl(torch.device(device))))
+    assert set(launched) == set(configs.variants(shape, dtype))
     for variant, arguments in launched.items():
         names = launch.kernels()[variant.kernel].arg_names
         assert [*dict(variant.signature), *dict(variant.constexprs)] == [

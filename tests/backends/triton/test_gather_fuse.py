@@ -19,7 +19,7 @@ def random_index(samples, channels, k, device):
     return torch.stack(rows).to(device) if rows else torch.empty((0, k), dtype=torch.int64, device=device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["nchw", "nchw_sliced"])
 @pytest.mark.parametrize("shape,k", SHAPES)
 def test_gather(shape, k, layout, dtype, device):
@@ -34,7 +34,7 @@ def test_gather(shape, k, layout, dtype, device):
 @pytest.mark.parametrize("z_layout", ["nchw", "channels_last_sliced"])
 @pytest.mark.parametrize("shape,k", SHAPES)
 def test_fuse(shape, k, z_layout, position, in_place, device):
-    dtype = torch.float16 if shape[1] == 64 else torch.float32
+    dtype = {64: torch.float16, 10: torch.bfloat16}.get(shape[1], torch.float32)
     n, channels, h, w = shape
     wide = feature_map((2 * n, channels, h, w), dtype, device=device)
     before, x = wide.clone(), wide[::2]

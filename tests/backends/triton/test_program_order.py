@@ -68,6 +68,17 @@ def test_fuse_with_repeated_channels(program_order):
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_add_relu_pool(program_order):
+    a, b = feature_map((2, 12, 35, 33)), feature_map((2, 12, 35, 33))
+    results = []
+    for order in ORDERS:
+        y = a.clone()
+        with program_order(order):
+            results.append((y, TRITON.ops["add_relu_pool_"](y, b, True)))
+    for other in results[1:]:
+        assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def wrong_in_some_order(program_order, op, check=check_block):
     """Orders in which the block comes out wrong."""
     wrong = []

@@ -27,7 +27,7 @@ def select(x, spec, pooled=None):
     return TRITON.ops["select_channels"](x, *spec.selector_arguments, pooled, spec.k)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape,k,fields", CASES)
 def test_against_float64(shape, k, fields, dtype, device):
     x = feature_map(shape, dtype, device=device)
@@ -41,7 +41,7 @@ def test_against_float64(shape, k, fields, dtype, device):
     assert same_bits(x, before)
 
 
-@pytest.mark.parametrize("weights", [torch.float32, torch.float16])
+@pytest.mark.parametrize("weights", [torch.float32, torch.float16, torch.bfloat16])
 def test_biases_and_weights_of_either_dtype(weights, device):
     x = feature_map((2, 24, 5, 7), torch.float16, "nchw_sliced", device=device)
     spec = make_spec(24, 5, dtype=weights, device=device, bias=True)
