@@ -193,9 +193,14 @@ def apart(x: Tensor, z: Tensor) -> None:
     """x, about to be written, and z must not share memory."""
     if torch.compiler.is_compiling() or x.numel() == 0:
         return
-    start, itemsize = x.data_ptr(), x.element_size()
-    extent = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
-    if start <= z.data_ptr() < start + extent * itemsize:
+    offset = z.data_ptr() - x.data_ptr()
+    if offset < 0:
+        return
+    if x.is_contiguous():
+        extent = x.numel()
+    else:
+        extent = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
+    if offset < extent * x.element_size():
         raise ValueError("z must not share memory with x, which is written into")
 
 

@@ -1,5 +1,7 @@
 """The public ops. Each checks its arguments, asks which engine serves the call, and enters autograd if needed.
 
+A call equal to one that went through goes straight to its engine: :mod:`mod_kernels._remembered` says when.
+
 Shapes and dtypes, throughout: ``x`` (N, C, H, W) in float16, bfloat16, float32 or float64, NCHW or channels_last
 (any other layout is copied once out of place, and refused in place); R is the selector's hidden width and k the
 number of channels processed, 1 <= k <= C. Sums, logits and scores are float32, float64 for float64. What each op
@@ -16,11 +18,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.autograd.graph import increment_version
+from torch.compiler import is_compiling
 
 from . import _autograd, _checks, backends, plain, reference
 from ._layout import NCHW, OTHER, layout_of, memory_format_of
+from ._remembered import facts, recall, remember
 from ._tracing import exporting
 from .backends import Call, Explanation, choose
 from .spec import MoDSpec
@@ -85,6 +89,11 @@ def select_channels(
 
     Gradients reach x (or pooled) and the parameters through scores.
     """
+    key = None if is_compiling() else _select_key(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
+    op = key and recall(key)
+    if op and not _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
+        scores, index, _, _, _ = op(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
+        return scores, index
     call = _select_call(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     if exporting():
         return plain.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
@@ -96,16 +105,23 @@ def select_channels(
         _dense(x, call),
         fc1_weight.contiguous(),
         fc2_weight.contiguous(),
-        fc1_bias if fc1_bias is None else fc1_bias.contiguous(),
-        fc2_bias if fc2_bias is None else fc2_bias.contiguous(),
-        pooled if pooled is None else pooled.contiguous(),
+        _row_major(fc1_bias),
+        _row_major(fc2_bias),
+        _row_major(pooled),
         k,
     )
+    remember(key, op, (x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k), arguments)
     if _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
         scores, index, *_ = _autograd.SelectChannels.apply(op, *arguments)
         return scores, index
     scores, index, *_ = op(*arguments)
     return scores, index
+
+
+def _select_key(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled) -> tuple:
+    weights = facts(fc1_weight), facts(fc2_weight)
+    biases = fc1_bias is None or facts(fc1_bias), fc2_bias is None or facts(fc2_bias)
+    return "select_channels", facts(x), weights, type(k), k, biases, pooled is None or facts(pooled)
 
 
 # ---- gather
@@ -128,6 +144,9 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
     Returns:
         (N, k, H, W) of x's dtype, in x's layout.
     """
+    key = None if is_compiling() else ("gather_channels", facts(x), facts(index))
+    if (op := key and recall(key)) and not _autograd.needed(x):
+        return op(x, index)
     call = _gather_call(x, index)
     if exporting():
         return plain.gather_channels(x, index)
@@ -135,8 +154,9 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
     if engine is None:
         _checks.index_in_range(index, x.shape[1])
         return reference.gather_channels(x, index)
-    op, x, index = engine.ops["gather_channels"], _dense(x, call), index.contiguous()
-    return _autograd.GatherChannels.apply(op, x, index) if _autograd.needed(x) else op(x, index)
+    op, arguments = engine.ops["gather_channels"], (_dense(x, call), index.contiguous())
+    remember(key, op, (x, index), arguments)
+    return _autograd.GatherChannels.apply(op, *arguments) if _autograd.needed(x) else op(*arguments)
 
 
 # ---- fuse
@@ -171,6 +191,10 @@ def fuse_channels(
     Returns:
         y (N, C, H, W) in x's layout; the channels outside P bit for bit those of x.
     """
+    key = None if is_compiling() else _fuse_key("fuse_channels", x, z, scores, index, position)
+    if (op := key and recall(key)) and not _autograd.needed(x, z, scores):
+        return op(x, z, scores, index, position)
+    given = (x, z, scores, index, position)
     z = _autocast(x, z)
     call = _fuse_call(x, z, scores, index, position)
     if exporting():
@@ -180,6 +204,7 @@ def fuse_channels(
         return reference.fuse_channels(x, z, scores, _validated(x, index, position), position)
     arguments = (_dense(x, call), *_fuse_arguments(z, scores, index), position)
     op = engine.ops["fuse_channels"]
+    remember(key, op, given, arguments)
     return _autograd.FuseChannels.apply(op, *arguments) if _autograd.needed(x, z, scores) else op(*arguments)
 
 
@@ -193,10 +218,16 @@ def fuse_channels_(
             its memory.
         RuntimeError: x is a leaf that requires grad.
     """
+    key = None if is_compiling() else _fuse_key("fuse_channels_", x, z, scores, index, position)
+    if (op := key and recall(key)) and not _autograd.needed(x, z, scores):
+        _checks.apart(x, z)
+        op(x, z, scores, index, position)
+        return _written(x)
+    given = (x, z, scores, index, position)
     z = _autocast(x, z)
     call = _fuse_call_(x, z, scores, index, position)
     grad = _autograd.needed(x, z, scores)
-    if grad and torch.compiler.is_compiling():
+    if grad and is_compiling():
         # A write marked inside a traced autograd.Function gives wrong gradients where x is a graph input
         # read before it (torch 2.14): out of place, and an ordinary copy that functionalization understands.
         return x.copy_(fuse_channels(x, z, scores, index, position))
@@ -204,16 +235,21 @@ def fuse_channels_(
     if engine is None:
         return reference.fuse_channels_(x, z, scores, _validated(x, index, position), position)
     op, arguments = engine.ops["fuse_channels_"], (x, *_fuse_arguments(z, scores, index), position)
+    remember(key, op, given, arguments)
     if grad:
         return _autograd.FuseChannels_.apply(op, *arguments)
     op(*arguments)
     return _written(x)
 
 
+def _fuse_key(op, x, z, scores, index, position) -> tuple:
+    return op, facts(x), facts(z), facts(scores), index is None or facts(index), position
+
+
 def _fuse_arguments(z: Tensor, scores: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     if layout_of(z) == OTHER:
         z = z.contiguous()
-    return z, scores.contiguous(), index if index is None else index.contiguous()
+    return z, scores.contiguous(), _row_major(index)
 
 
 def _validated(x: Tensor, index: Tensor | None, position: str) -> Tensor | None:
@@ -249,14 +285,18 @@ def add_relu_pool(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tupl
         y (N, C, H, W) in a's layout, and pooled (N, C) float32 (float64 for float64): what
         :func:`select_channels` and :func:`mod_block` take as ``pooled``.
     """
+    key = None if is_compiling() else ("add_relu_pool", facts(a), b is None or facts(b), relu)
+    if (op := key and recall(key)) and not _autograd.needed(a, b):
+        return op(a, b, relu)
     call = _add_relu_pool_call(a, b, relu)
     if exporting():
         return reference.add_relu_pool(a, b, relu)
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.add_relu_pool(a, b, relu)
-    a = _dense(a, call)
-    op, arguments = engine.ops["add_relu_pool"], (a, _in_layout_of(a, b), relu)
+    dense = _dense(a, call)
+    op, arguments = engine.ops["add_relu_pool"], (dense, _in_layout_of(dense, b), relu)
+    remember(key, op, (a, b, relu), arguments)
     return _autograd.AddReluPool.apply(op, *arguments) if _autograd.needed(a, b) else op(*arguments)
 
 
@@ -267,15 +307,20 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
         ValueError: besides the above, a is not dense (NCHW or channels_last, whole or batch-sliced).
         RuntimeError: a is a leaf that requires grad.
     """
+    key = None if is_compiling() else ("add_relu_pool_", facts(a), b is None or facts(b), relu)
+    if (op := key and recall(key)) and not _autograd.needed(a, b):
+        pooled = op(a, b, relu)
+        return _written(a), pooled
     call = _add_relu_pool_call_(a, b, relu)
     grad = _autograd.needed(a, b)
-    if grad and torch.compiler.is_compiling():  # as in fuse_channels_
+    if grad and is_compiling():  # as in fuse_channels_
         y, pooled = add_relu_pool(a, b, relu)
         return a.copy_(y), pooled
     engine = choose(call)
     if engine is None:
         return reference.add_relu_pool_(a, b, relu)
     op, arguments = engine.ops["add_relu_pool_"], (a, _in_layout_of(a, b), relu)
+    remember(key, op, (a, b, relu), arguments)
     if grad:
         return _autograd.AddReluPool_.apply(op, *arguments)
     pooled = op(*arguments)
@@ -294,7 +339,7 @@ def _in_layout_of(a: Tensor, b: Tensor | None) -> Tensor | None:
 
 def _block_call(x, spec, pooled=None, op="mod_block") -> Call:
     _checks.block(x, spec, pooled)
-    if torch.is_grad_enabled():
+    if is_grad_enabled():
         for tensor in (x, pooled, *spec.tensors):
             if tensor is not None and tensor.requires_grad:
                 raise RuntimeError(
@@ -334,6 +379,9 @@ def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: a gradient would be needed; this op has none.
     """
+    key = None if is_compiling() else _block_key("mod_block", x, spec, pooled)
+    if (op := key and recall(key)) and not (is_grad_enabled() and _autograd.needed(x, pooled, *spec.tensors)):
+        return op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)[0]
     call = _block_call(x, spec, pooled)
     if exporting():
         selector = (spec.fc1_weight, spec.fc2_weight, spec.k)
@@ -343,7 +391,10 @@ def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.mod_block(x, spec, pooled)
-    return engine.ops["mod_block"](_dense(x, call), *_block_arguments(spec, pooled))[0]
+    op, given = engine.ops["mod_block"], (x, pooled)
+    x, pooled = _dense(x, call), _row_major(pooled)
+    remember(key, op, given, (x, pooled))
+    return op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)[0]
 
 
 def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
@@ -352,17 +403,23 @@ def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor
     Raises:
         ValueError: besides the above, x is not dense (NCHW or channels_last, whole or batch-sliced).
     """
+    key = None if is_compiling() else _block_key("mod_block_", x, spec, pooled)
+    if (op := key and recall(key)) and not (is_grad_enabled() and _autograd.needed(x, pooled, *spec.tensors)):
+        op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
+        return _written(x)
     call = _block_call_(x, spec, pooled)
     engine = choose(call)
     if engine is None:
         return reference.mod_block_(x, spec, pooled)
-    engine.ops["mod_block_"](x, *_block_arguments(spec, pooled))
+    op, given = engine.ops["mod_block_"], pooled
+    pooled = _row_major(pooled)
+    remember(key, op, (given,), (pooled,))
+    op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
     return _written(x)
 
 
-def _block_arguments(spec: MoDSpec, pooled: Tensor | None) -> tuple[Any, ...]:
-    pooled = pooled if pooled is None else pooled.contiguous()
-    return (*spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
+def _block_key(op, x, spec, pooled) -> tuple:
+    return op, facts(x), getattr(spec, "token", None), pooled is None or facts(pooled)
 
 
 # ---- shared
@@ -377,6 +434,10 @@ def _dense(x: Tensor, call: Call) -> Tensor:
     return x if call.layout != OTHER else x.contiguous()
 
 
+def _row_major(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None else tensor.contiguous()
+
+
 def _autocast(x: Tensor, z: Tensor) -> Tensor:
     """Under autocast the conv block's output may be narrower than x: z follows x."""
     if torch.is_autocast_enabled(x.device.type) and z.dtype != x.dtype:
@@ -386,7 +447,7 @@ def _autocast(x: Tensor, z: Tensor) -> Tensor:
 
 def _written(x: Tensor) -> Tensor:
     """Tell autograd of a raw op's write (compiled graphs know from the schema; inference tensors don't count)."""
-    if not torch.compiler.is_compiling() and not x.is_inference():
+    if not is_compiling() and not x.is_inference():
         increment_version(x)
     return x
 

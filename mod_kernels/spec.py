@@ -46,7 +46,8 @@ class MoDSpec:
         final_relu: a ReLU after the last convolution.
 
     All on one device. dtypes are checked against x when the block runs: x's own or float32. Engines read the
-    convolutions from one packed copy made here: a later change of their tensors in place needs a new spec.
+    convolutions from one packed copy made here, and the selector through aliases: after a change of the former's
+    values, or of a Parameter's ``.data``, a new spec is needed.
 
     Raises:
         ValueError, TypeError: a shape, dtype, device, kind or position that does not fit, named.
@@ -67,6 +68,7 @@ class MoDSpec:
     dtypes: frozenset[torch.dtype] = field(init=False, repr=False)
     selector_arguments: tuple = field(init=False, repr=False)
     conv_arguments: tuple = field(init=False, repr=False)
+    token: object = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         from . import _checks  # not at the top: _checks reads the tables above
@@ -87,10 +89,15 @@ class MoDSpec:
         selector = [self.fc1_weight, self.fc2_weight, *(bias for bias in optional if bias is not None)]
         set_derived("tensors", (*selector, *self.conv_weights, *self.conv_biases))
         set_derived("dtypes", frozenset(tensor.dtype for tensor in self.tensors))
-        set_derived("selector_arguments", (self.fc1_weight, self.fc2_weight, *optional))
+        aliases = (
+            tensor if tensor is None else tensor.detach()
+            for tensor in (self.fc1_weight, self.fc2_weight, *optional)
+        )
+        set_derived("selector_arguments", tuple(aliases))
         packed = _packed(self.conv_weights, self.conv_biases)
         mid_channels = self.conv_weights[0].shape[0]
         set_derived("conv_arguments", (packed, mid_channels, self.kind, self.final_relu, self.position))
+        set_derived("token", object())  # stands for this spec where nothing may keep its tensors alive
 
 
 def _packed(weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:

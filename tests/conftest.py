@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mod_kernels import backends
+from mod_kernels import _remembered, backends
 
 
 @pytest.fixture(autouse=True)
@@ -17,4 +17,5 @@ def oracle_engine(monkeypatch):
     monkeypatch.setattr(backends, "_AUTO", {"cpu": (ORACLE,)})
     monkeypatch.setattr(backends, "_requested", "auto")
     monkeypatch.setattr(backends, "_choices", {})
+    monkeypatch.setattr(_remembered, "_passed", {})
     return ORACLE

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mod_kernels import MoDSpec, _tolerances, _verify_table, backends, reference, verify
+from mod_kernels import MoDSpec, _remembered, _tolerances, _verify_table, backends, reference, verify
 from mod_kernels._layout import memory_format_of
 from mod_kernels._verify_inputs import _SMALL
 from mod_kernels.spec import unpacked
@@ -57,6 +57,7 @@ def engine(monkeypatch):
     engine = Broken()
     monkeypatch.setitem(backends._ENGINES, "cpu", engine)
     monkeypatch.setattr(backends, "_choices", {})
+    monkeypatch.setattr(_remembered, "_passed", {})
     return engine
 
 

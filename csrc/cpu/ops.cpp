@@ -9,10 +9,11 @@
 #include <optional>
 #include <string>
 #include <tuple>
-#include <vector>
+#include <utility>
 
 #include "block.h"
 #include "fuse.h"
+#include "outputs.h"
 #include "parallel.h"
 #include "pool.h"
 
@@ -21,6 +22,9 @@ namespace {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Returned = StableIValue;  // a tensor's handle, given away
+
+Returned give(Output& tensor) { return torch::stable::detail::from(tensor.release()); }
 
 const float* read(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 float* write(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
@@ -36,25 +40,9 @@ FeatureMap feature_map(const Tensor& t, float* data) {
 // Never written through: a FeatureMap has one pointer type for inputs and outputs.
 FeatureMap input_map(const Tensor& t) { return feature_map(t, const_cast<float*>(read(t))); }
 FeatureMap output_map(const Tensor& t) { return feature_map(t, write(t)); }
-
-// Fresh tensors come from the dispatcher, so that fill_uninitialized_memory can poison them.
-Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size, bool index = false) {
-  int32_t dtype = index ? aoti_torch_dtype_int64() : aoti_torch_dtype_float32();
-  int32_t layout = aoti_torch_layout_strided(), device = aoti_torch_device_type_cpu();
-  AtenTensorHandle result;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), size.begin(),
-                                                   static_cast<int64_t>(size.size()), &dtype, &layout,
-                                                   &device, 0, nullptr, &result));
-  return Tensor(result);
-}
-
-// A dense feature map in x's layout with so many channels.
-Tensor new_map(const Tensor& like, const FeatureMap& x, int64_t channels) {
-  if (!x.channels_last()) return new_tensor(like, {x.n, channels, x.h, x.w});
-  const std::array<int64_t, 4> size{x.n, channels, x.h, x.w};
-  return torch::stable::empty({size.data(), size.size()}, torch::headeronly::ScalarType::Float,
-                              torch::headeronly::Layout::Strided, std::nullopt, std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
+// A fresh one: dense, in x's layout.
+FeatureMap output_map(const Output& t, const FeatureMap& x, int64_t channels) {
+  return {write(t), x.n, channels, x.h, x.w, channels * x.hw(), x.layout};
 }
 
 Position position_of(const std::string& name) {
@@ -83,11 +71,11 @@ void for_samples(const FeatureMap& x, int64_t elements, const F& work) {
 }
 
 struct Selection {
-  Tensor index, logits;
+  Output logits, index;
 };
 
 // Fills in the selector's part of the arguments, with fresh outputs.
-Selection prepare_selection(BlockArguments& a, const Tensor& x, const Tensor& fc1_weight,
+Selection prepare_selection(BlockArguments& a, Outputs& outputs, const Tensor& fc1_weight,
                             const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
                             const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k) {
   const int64_t n = a.x.n, channels = a.x.c, reduced = fc1_weight.size(0);
@@ -95,10 +83,10 @@ Selection prepare_selection(BlockArguments& a, const Tensor& x, const Tensor& fc
   a.fc2 = {read(fc2_weight), read(fc2_bias), reduced, channels, false};
   a.pooled_given = read(pooled);
   a.k = k;
-  Selection out{new_tensor(x, {n, k}, true), new_tensor(x, {n, channels})};
-  a.index = static_cast<int64_t*>(out.index.mutable_data_ptr());
-  a.logits = write(out.logits);
-  return out;
+  Output logits = outputs.floats(n, channels), index = outputs.indices(n, k);
+  a.logits = write(logits);
+  a.index = write_index(index);
+  return {std::move(logits), std::move(index)};
 }
 
 // Where each convolution's weight and bias lie in the packed tensor; its size keeps the kernels inside.
@@ -131,32 +119,31 @@ ConvBlock conv_block(const Tensor& parameters, int64_t mid_channels, const std::
   return block;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select_channels(const Tensor& x, const Tensor& fc1_weight,
-                                                                   const Tensor& fc2_weight,
-                                                                   const OptionalTensor& fc1_bias,
-                                                                   const OptionalTensor& fc2_bias,
-                                                                   const OptionalTensor& pooled, int64_t k) {
+std::tuple<Returned, Returned, Returned, Returned, Returned> select_channels(
+    const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
+    const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k) {
   BlockArguments a;
   a.x = input_map(x);
-  Selection out = prepare_selection(a, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  Tensor scores = new_tensor(x, {a.x.n, k}), hidden = new_tensor(x, {a.x.n, a.fc1.outputs});
-  Tensor pooled_out = pooled ? new_tensor(x, {0}) : new_tensor(x, {a.x.n, a.x.c});
+  Outputs outputs(x);
+  Selection out = prepare_selection(a, outputs, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  Output scores = outputs.floats(a.x.n, k), hidden = outputs.floats(a.x.n, a.fc1.outputs);
+  Output pooled_out = pooled ? outputs.empty() : outputs.floats(a.x.n, a.x.c);
   a.scores = write(scores);
   a.hidden = write(hidden);
   if (!pooled) a.pooled = write(pooled_out);
   run_block(a);
-  return {scores, out.index, out.logits, hidden, pooled_out};
+  return {give(scores), give(out.index), give(out.logits), give(hidden), give(pooled_out)};
 }
 
-Tensor gather_channels(const Tensor& x, const Tensor& index) {
+Returned gather_channels(const Tensor& x, const Tensor& index) {
   const FeatureMap from = input_map(x);
   const int64_t* channels = checked_index(index, from.c);
   const int64_t k = index.size(1);
-  Tensor out = new_map(x, from, k);
-  const FeatureMap to = output_map(out);
+  Output out = Outputs(x).map(from, k);
+  const FeatureMap to = output_map(out, from, k);
   for_samples(from, to.n * to.sample_size(),
               [&](int64_t n) { gather_sample(from, n, channels + n * k, to); });
-  return out;
+  return give(out);
 }
 
 // The index is read for position "original" alone.
@@ -166,18 +153,18 @@ const int64_t* fuse_index(const OptionalTensor& index, Position position, int64_
   return checked_index(*index, channels);
 }
 
-Tensor fuse_channels(const Tensor& x, const Tensor& z, const Tensor& scores, const OptionalTensor& index,
-                     const std::string& position) {
+Returned fuse_channels(const Tensor& x, const Tensor& z, const Tensor& scores, const OptionalTensor& index,
+                       const std::string& position) {
   const FeatureMap from = input_map(x), add = input_map(z);
   const Position where = position_of(position);
   const int64_t* channels = fuse_index(index, where, from.c);
-  Tensor y = new_map(x, from, from.c);
-  const FeatureMap to = output_map(y);
+  Output y = Outputs(x).map(from, from.c);
+  const FeatureMap to = output_map(y, from, from.c);
   for_samples(from, from.n * from.sample_size(), [&](int64_t n) {
     copy_fuse_sample(from, to, add, n, read(scores) + n * add.c, channels ? channels + n * add.c : nullptr,
                      where);
   });
-  return y;
+  return give(y);
 }
 
 void fuse_channels_(const Tensor& x, const Tensor& z, const Tensor& scores, const OptionalTensor& index,
@@ -190,8 +177,8 @@ void fuse_channels_(const Tensor& x, const Tensor& z, const Tensor& scores, cons
   });
 }
 
-Tensor pool_into(const Tensor& a, const FeatureMap& in, const FeatureMap& out, const OptionalTensor& b,
-                 bool relu) {
+// sums, (N, C), receives the means.
+void pool_into(const FeatureMap& in, const FeatureMap& out, const OptionalTensor& b, bool relu, float* sums) {
   FeatureMap second;
   if (b) {
     second = input_map(*b);
@@ -204,8 +191,6 @@ Tensor pool_into(const Tensor& a, const FeatureMap& in, const FeatureMap& out, c
   } else if (relu) {
     kind = PassKind::kRelu;
   }
-  Tensor pooled = new_tensor(a, {in.n, in.c});
-  float* sums = write(pooled);
   const int64_t groups = (in.c + kPoolGroup - 1) / kPoolGroup;
   parallel(threads_for(in.n * in.sample_size()), in.n * groups, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -215,50 +200,53 @@ Tensor pool_into(const Tensor& a, const FeatureMap& in, const FeatureMap& out, c
                   sums + n * in.c);
     }
   });
-  return pooled;
 }
 
-std::tuple<Tensor, Tensor> add_relu_pool(const Tensor& a, const OptionalTensor& b, bool relu) {
+std::tuple<Returned, Returned> add_relu_pool(const Tensor& a, const OptionalTensor& b, bool relu) {
   const FeatureMap in = input_map(a);
-  Tensor y = new_map(a, in, in.c);
-  Tensor pooled = pool_into(a, in, output_map(y), b, relu);
-  return {y, pooled};
+  Outputs outputs(a);
+  Output pooled = outputs.floats(in.n, in.c), y = outputs.map(in, in.c);
+  pool_into(in, output_map(y, in, in.c), b, relu, write(pooled));
+  return {give(y), give(pooled)};
 }
 
-Tensor add_relu_pool_(const Tensor& a, const OptionalTensor& b, bool relu) {
+Returned add_relu_pool_(const Tensor& a, const OptionalTensor& b, bool relu) {
   const FeatureMap map = output_map(a);
-  return pool_into(a, map, map, b, relu);
+  Output pooled = Outputs(a).floats(map.n, map.c);
+  pool_into(map, map, b, relu, write(pooled));
+  return give(pooled);
 }
 
-std::tuple<Tensor, Tensor, Tensor> mod_block(const Tensor& x, const Tensor& fc1_weight,
-                                             const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
-                                             const OptionalTensor& fc2_bias, const OptionalTensor& pooled,
-                                             int64_t k, const Tensor& conv_parameters, int64_t mid_channels,
-                                             const std::string& kind, bool final_relu,
-                                             const std::string& position) {
+std::tuple<Returned, Returned, Returned> mod_block(
+    const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
+    const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k, const Tensor& conv_parameters,
+    int64_t mid_channels, const std::string& kind, bool final_relu, const std::string& position) {
   BlockArguments a;
   a.x = input_map(x);
   const ConvBlock block = conv_block(conv_parameters, mid_channels, kind, final_relu, position, k);
   a.block = &block;
-  Tensor y = new_map(x, a.x, a.x.c);
-  a.y = output_map(y);
-  const Selection out = prepare_selection(a, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  Outputs outputs(x);
+  Selection out = prepare_selection(a, outputs, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  Output y = outputs.map(a.x, a.x.c);
+  a.y = output_map(y, a.x, a.x.c);
   run_block(a);
-  return {y, out.index, out.logits};
+  return {give(y), give(out.index), give(out.logits)};
 }
 
-std::tuple<Tensor, Tensor> mod_block_(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
-                                      const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
-                                      const OptionalTensor& pooled, int64_t k, const Tensor& conv_parameters,
-                                      int64_t mid_channels, const std::string& kind, bool final_relu,
-                                      const std::string& position) {
+std::tuple<Returned, Returned> mod_block_(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
+                                          const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
+                                          const OptionalTensor& pooled, int64_t k,
+                                          const Tensor& conv_parameters, int64_t mid_channels,
+                                          const std::string& kind, bool final_relu,
+                                          const std::string& position) {
   BlockArguments a;
   a.x = a.y = output_map(x);
   const ConvBlock block = conv_block(conv_parameters, mid_channels, kind, final_relu, position, k);
   a.block = &block;
-  const Selection out = prepare_selection(a, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  Outputs outputs(x);
+  Selection out = prepare_selection(a, outputs, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
   run_block(a);
-  return {out.index, out.logits};
+  return {give(out.index), give(out.logits)};
 }
 
 }  // namespace

@@ -16,7 +16,18 @@ from ._engine import Call, Engine, Support
 from .native import CPU
 from .triton import TRITON
 
-__all__ = ["BACKENDS", "Call", "Engine", "Explanation", "Support", "choose", "engines", "explain", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "Call",
+    "Engine",
+    "Explanation",
+    "Support",
+    "choose",
+    "engines",
+    "explain",
+    "requested",
+    "use_backend",
+]
 
 _ENGINES: dict[str, Engine] = {CPU.name: CPU, TRITON.name: TRITON}
 # Engines asked in turn when nobody named one. Triton on a CPU is the interpreter: only by name.
@@ -50,6 +61,11 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = before
 
 
+def requested() -> str:
+    """The name that ``use_backend`` or the environment gave; ``"auto"`` where neither did."""
+    return _requested
+
+
 def choose(call: Call) -> Engine | None:
     """The engine that serves ``call``, or None for the reference.
 
@@ -65,6 +81,8 @@ def choose(call: Call) -> Engine | None:
     except KeyError:
         engine = _choices[key] = _decide(*key)
         return engine
+    except TypeError:  # symbolic sizes can't be hashed
+        return _decide(*key)
 
 
 def _decide(name: str, call: Call) -> Engine | None:
