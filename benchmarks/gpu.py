@@ -94,7 +94,6 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
         Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=120, group="build"),
         Step("compile", [python, "benchmarks/compile_kernels.py"], limit_s=120, group="build"),
         Step("tests", [python, "-m", "pytest", "-q", "-n", "6", *tests], limit_s=150, group="check"),
-        Step("verify", [*module, *verify], limit_s=150, group="check"),
         *(
             Step(
                 f"compute-sanitizer {tool}",
@@ -106,6 +105,9 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
             )
             for tool in ("memcheck", "racecheck")
         ),
+        Step(
+            "verify", [*module, *verify], limit_s=120
+        ),  # by itself: beside the others it took three times as long
         Step("bench float16", _bench(module, "float16", out), limit_s=190),
         Step("bench float32", _bench(module, "float32", out), limit_s=190),
         Step("bench networks", _bench_networks(module, out), limit_s=90),
@@ -119,8 +121,9 @@ def _bench(module: list[str], dtype: str, out: Path) -> list[str]:
 
 
 def _bench_networks(module: list[str], out: Path) -> list[str]:
-    options = ["--networks", "--network", "resnet75_mod", "--batch", "1", "--batch", "32"]
-    return [*module, "bench", *options, "--device", "cuda", "--json", str(out / "networks-float16.json")]
+    # In float16 the plain form's selectors flip between near-equal channels: nothing to hold an output to.
+    options = ["--networks", "--network", "resnet75_mod", "--batch", "1", "--batch", "32", "--dtype", "float32"]
+    return [*module, "bench", *options, "--device", "cuda", "--json", str(out / "networks-float32.json")]
 
 
 def steps_in_rehearsal(out: Path) -> list[Step]:

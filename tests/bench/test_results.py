@@ -185,7 +185,7 @@ def test_the_gpu_run_leaves_at_most_eight_files(tmp_path):
     assert len(set(written)) == len(written)
     assert len(written) + 1 <= 8
     names = [step.name for step in steps]
-    assert names[:4] == ["build", "compile", "tests", "verify"]
+    assert names[:3] == ["build", "compile", "tests"] and "verify" in names
     assert not any(step.group for step in steps if step.name.startswith("bench"))  # timed: alone
     assert {"compute-sanitizer memcheck", "compute-sanitizer racecheck", "bench float16"} <= set(names)
 
