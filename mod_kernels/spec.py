@@ -30,6 +30,10 @@ CONV_KINDS: dict[str, Callable[[int, int], list[tuple[int, ...]]]] = {
 }
 
 
+class Token:
+    """Stands for one spec, where nothing may keep its tensors alive. (torch 2.11 can't trace ``object()``.)"""
+
+
 @dataclass(frozen=True, eq=False)
 class MoDSpec:
     """One MoD block for inference: selector weights, the narrowed conv block with its BN folded, k, position.
@@ -68,7 +72,7 @@ class MoDSpec:
     dtypes: frozenset[torch.dtype] = field(init=False, repr=False)
     selector_arguments: tuple = field(init=False, repr=False)
     conv_arguments: tuple = field(init=False, repr=False)
-    token: object = field(init=False, repr=False)
+    token: Token = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         from . import _checks  # not at the top: _checks reads the tables above
@@ -97,7 +101,7 @@ class MoDSpec:
         packed = _packed(self.conv_weights, self.conv_biases)
         mid_channels = self.conv_weights[0].shape[0]
         set_derived("conv_arguments", (packed, mid_channels, self.kind, self.final_relu, self.position))
-        set_derived("token", object())  # stands for this spec where nothing may keep its tensors alive
+        set_derived("token", Token())
 
 
 def _packed(weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:
