@@ -105,9 +105,8 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
             )
             for tool in ("memcheck", "racecheck")
         ),
-        Step(
-            "verify", [*module, *verify], limit_s=120
-        ),  # by itself: beside the others it took three times as long
+        # By itself: beside the others it took three times as long.
+        Step("verify", [*module, *verify], limit_s=120),
         Step("bench float16", _bench(module, "float16", out), limit_s=190),
         Step("bench float32", _bench(module, "float32", out), limit_s=190),
         Step("bench networks", _bench_networks(module, out), limit_s=90),
