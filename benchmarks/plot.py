@@ -61,7 +61,8 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
     for group, rows in groups.items():
         device, dtype, threads, mode, cache, kind = group
         part = f"threads{threads}" if device == "cpu" else f"{mode}-{cache}"
-        picture = file.with_name(f"{file.stem}-{kind}-{dtype}-{part}.{picture_format}")
+        parts = [file.stem, kind, part] if dtype in file.stem else [file.stem, kind, dtype, part]
+        picture = file.with_name("-".join(parts) + f".{picture_format}")
         _draw(results, group, rows, picture)
         pictures.append(picture)
     return pictures
@@ -74,13 +75,14 @@ def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> Non
     batches = sorted({row.batch for row in rows})
     figure, axes = plt.subplots(1, len(batches), figsize=(4.6 * len(batches), 4.4), squeeze=False)
     for axis, batch in zip(axes[0], batches, strict=True):
-        _bars(axis, [cell for cell in cells.values() if _any(cell).batch == batch], ours, mode)
+        _bars(axis, [cell for cell in cells.values() if _any(cell).batch == batch], ours)
         axis.set_title(f"N = {batch}", fontsize=11)
     axes[0][0].set_ylabel("time per block, ms (log)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
     mean = geometric_mean(ratio(cell, ["plain-clone"], ours) for cell in cells.values())
-    where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{mode}, L2 {cache}"
+    how = {"eager": "one call after the other", "graph": "inside CUDA graphs"}[mode]
+    where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{how}, L2 {cache}"
     speed = f"; ours {mean:.1f}x the plain clone form (geometric mean)" if mean else ""
     figure.suptitle(f"MoD block ({kind}), {dtype}, {where}{speed}", fontsize=12)
     machine = results.machine
@@ -91,16 +93,15 @@ def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> Non
     plt.close(figure)
 
 
-def _bars(axis, cells: list[dict[str, Row]], ours: str, mode: str) -> None:
+def _bars(axis, cells: list[dict[str, Row]], ours: str) -> None:
     """Groups of bars, one group per shape; a provider without a time leaves its place empty."""
     width = 0.8 / len(COLOURS)
     for place, (name, colour) in enumerate(COLOURS.items()):
         provider = ours if name == "ours" else name
-        label = f"{LABELS[name]}, CUDA graph" if mode == "graph" and name.startswith("plain") else LABELS[name]
         times = [cell[provider].median_ms if provider in cell else None for cell in cells]
         at = [index - 0.4 + (place + 0.5) * width for index in range(len(cells))]
         known = [(x, time) for x, time in zip(at, times, strict=True) if time is not None]
-        axis.bar([x for x, _ in known], [time for _, time in known], width, color=colour, label=label)
+        axis.bar([x for x, _ in known], [time for _, time in known], width, color=colour, label=LABELS[name])
         if name in ("plain-clone", "ours"):
             for x, time in known:
                 axis.text(x, time * 1.04, f"{time:.2g}", ha="center", va="bottom", fontsize=7)
