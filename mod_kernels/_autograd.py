@@ -33,6 +33,7 @@ class SelectChannels(Function):
 
     @staticmethod
     def forward(ctx, op, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+        # op is select_channels_saving.
         scores, index, _, hidden, pooled_out = op(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
         ctx.save_for_backward(
             scores, index, hidden, pooled_out if pooled is None else pooled, fc1_weight, fc2_weight

@@ -4,9 +4,12 @@ Every engine has a namespace of its own (``mod_kernels_cpu``, ``mod_kernels_trit
 implements, all cut from the table below, so that :mod:`mod_kernels.functional` can pick an engine and
 ``use_backend`` has somewhere to act. The reference needs no namespace: it is plain ATen.
 
-The raw ops return more than the public ones (logits, hidden layer, pooled vector): what the backward and
-the numerics check need is the kernel's own, never recomputed. They are not differentiable and check nothing
-that :mod:`mod_kernels._checks` has checked already, except an index's range, which is data.
+Arguments and outputs are as few as can be, because each costs a call: 0.2 us for a tensor that is None, 0.3 for
+an int, a bool or a string, 0.8 for a fresh output after the first (CPU, torch 2.14). Still the raw ops return more
+than the public ones where the backward or the numerics check needs a kernel's own (logits, hidden layer, pooled
+vector), never recomputed. The index is the exception: it is ``reference.rank_channels`` of the kernel's logits,
+exactly, by the tie rule, so a block does not return it. Raw ops are not differentiable and check nothing that
+:mod:`mod_kernels._checks` has checked already, except an index's range, which is data.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from ._layout import memory_format_of
 
 SELECTOR = "Tensor fc1_weight, Tensor fc2_weight, Tensor? fc1_bias, Tensor? fc2_bias, Tensor? pooled, int k"
 # conv_parameters: weight and bias of each convolution in turn, flattened, in the accumulation dtype (spec.py).
-CONV = "Tensor conv_parameters, int mid_channels, str kind, bool final_relu, str position"
+# form: "kind:mid_channels:ending:position", such as "bottleneck:8:relu:first" or "basic:4:linear:original"; the
+# ending is what follows the last convolution. spec.written_form makes it, spec.read_form takes it apart, and so
+# does read_form of csrc/cpu/ops.cpp.
+CONV = "Tensor conv_parameters, str form"
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,13 +35,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake_selection(x: Tensor, channels: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(x.dtype)
-    batch = x.shape[0]
-    scores = x.new_empty((batch, k), dtype=dtype)
-    index = x.new_empty((batch, k), dtype=torch.int64)
-    logits = x.new_empty((batch, channels), dtype=dtype)
-    return scores, index, logits
+def _fake_logits(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
 
 
 def _fake_like(x: Tensor, channels: int | None = None) -> Tensor:
@@ -45,10 +46,16 @@ def _fake_like(x: Tensor, channels: int | None = None) -> Tensor:
 
 
 def _fake_select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+    scores = x.new_empty((x.shape[0], k), dtype=accumulation_dtype(x.dtype))
+    return scores, x.new_empty((x.shape[0], k), dtype=torch.int64)
+
+
+def _fake_select_channels_saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+    selection = _fake_select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     dtype = accumulation_dtype(x.dtype)
     hidden = x.new_empty((x.shape[0], fc1_weight.shape[0]), dtype=dtype)
     pooled_out = x.new_empty(x.shape[:2] if pooled is None else (0,), dtype=dtype)
-    return (*_fake_selection(x, x.shape[1], k), hidden, pooled_out)
+    return (*selection, _fake_logits(x), hidden, pooled_out)
 
 
 def _fake_gather_channels(x, index):
@@ -71,12 +78,12 @@ def _fake_add_relu_pool_(a, b, relu):
     return a.new_empty(a.shape[:2], dtype=accumulation_dtype(a.dtype))
 
 
-def _fake_mod_block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv):
-    return _fake_selection(x, x.shape[1], k)[1:]
+def _fake_mod_block_(x, *arguments):
+    return _fake_logits(x)
 
 
-def _fake_mod_block(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, *conv):
-    return (_fake_like(x), *_fake_selection(x, x.shape[1], k)[1:])
+def _fake_mod_block(x, *arguments):
+    return _fake_like(x), _fake_logits(x)
 
 
 class OpDefinition(NamedTuple):
@@ -90,10 +97,15 @@ class OpDefinition(NamedTuple):
 # Shapes: x, a, b, y (N, C, H, W); z (N, k, H, W); pooled, pooled_out, logits (N, C); hidden (N, R); scores,
 # index (N, k). pooled_out is empty (shape (0,)) where the caller gave pooled: an op may not return its input.
 OPS: dict[str, OpDefinition] = {
+    # Two ops behind one public op, with the same numbers: without gradients, and with all that the backward (and
+    # the numerics check) needs besides. An engine has both or neither.
     "select_channels": OpDefinition(
+        f"Tensor x, {SELECTOR}", "(Tensor scores, Tensor index)", _fake_select_channels
+    ),
+    "select_channels_saving": OpDefinition(
         f"Tensor x, {SELECTOR}",
         "(Tensor scores, Tensor index, Tensor logits, Tensor hidden, Tensor pooled_out)",
-        _fake_select_channels,
+        _fake_select_channels_saving,
     ),
     "gather_channels": OpDefinition("Tensor x, Tensor index", "Tensor", _fake_gather_channels),
     "fuse_channels": OpDefinition(
@@ -108,16 +120,8 @@ OPS: dict[str, OpDefinition] = {
     "add_relu_pool_": OpDefinition("Tensor(a!) a, Tensor? b, bool relu", "Tensor", _fake_add_relu_pool_),
     # tail_: gather + narrowed conv block + scale + add, in place; with select_channels it makes a mod_block_.
     "tail_": OpDefinition(f"Tensor(a!) x, Tensor scores, Tensor index, {CONV}", "()", _fake_in_place),
-    "mod_block": OpDefinition(
-        f"Tensor x, {SELECTOR}, {CONV}",
-        "(Tensor y, Tensor index, Tensor logits)",
-        _fake_mod_block,
-    ),
-    "mod_block_": OpDefinition(
-        f"Tensor(a!) x, {SELECTOR}, {CONV}",
-        "(Tensor index, Tensor logits)",
-        _fake_mod_block_,
-    ),
+    "mod_block": OpDefinition(f"Tensor x, {SELECTOR}, {CONV}", "(Tensor y, Tensor logits)", _fake_mod_block),
+    "mod_block_": OpDefinition(f"Tensor(a!) x, {SELECTOR}, {CONV}", "Tensor", _fake_mod_block_),
 }
 
 

@@ -92,8 +92,7 @@ def select_channels(
     key = None if is_compiling() else _select_key(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     op = key and recall(key)
     if op and not _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
-        scores, index, _, _, _ = op(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-        return scores, index
+        return op(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     call = _select_call(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     if exporting():
         return plain.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
@@ -112,10 +111,10 @@ def select_channels(
     )
     remember(key, op, (x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k), arguments)
     if _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
-        scores, index, *_ = _autograd.SelectChannels.apply(op, *arguments)
+        saving = engine.ops["select_channels_saving"]
+        scores, index, *_ = _autograd.SelectChannels.apply(saving, *arguments)
         return scores, index
-    scores, index, *_ = op(*arguments)
-    return scores, index
+    return op(*arguments)
 
 
 def _select_key(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled) -> tuple:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,48 @@ CONV_KINDS: dict[str, Callable[[int, int], list[tuple[int, ...]]]] = {
     "bottleneck": _bottleneck_shapes,
     "basic": _basic_shapes,
 }
+
+
+class Form(NamedTuple):
+    """What the raw ops are told of a block beside its tensors and k."""
+
+    kind: str
+    mid_channels: int
+    final_relu: bool
+    position: str
+
+
+def written_form(kind: str, mid_channels: int, final_relu: bool, position: str) -> str:
+    """A :class:`Form` as the raw ops take it, one string: ``"bottleneck:8:relu:first"``.
+
+    The third part says what follows the last convolution, ``relu`` or ``linear``. Every argument of a raw op
+    costs a call a third of a microsecond, and a spec's form never changes.
+    """
+    return f"{kind}:{mid_channels}:{'relu' if final_relu else 'linear'}:{position}"
+
+
+@cache
+def read_form(form: str) -> Form:
+    """The parts of what :func:`written_form` wrote.
+
+    Raises:
+        ValueError: it is not such a string; says which part.
+    """
+    parts = form.split(":")
+    if len(parts) != 4:
+        raise ValueError(f"form must be kind:mid_channels:relu or linear:position, got {form!r}")
+    kind, mid_channels, ending, position = parts
+    if kind not in CONV_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(CONV_KINDS)}, got {kind!r} in form {form!r}")
+    if not mid_channels.isdecimal():
+        raise ValueError(f"mid_channels must be a whole number, got {mid_channels!r} in form {form!r}")
+    if ending not in ("relu", "linear"):
+        raise ValueError(
+            f"the last convolution must be followed by 'relu' or 'linear', got {ending!r} in form {form!r}"
+        )
+    if position not in POSITIONS:
+        raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r} in form {form!r}")
+    return Form(kind, int(mid_channels), ending == "relu", position)
 
 
 class Token:
@@ -99,8 +142,8 @@ class MoDSpec:
         )
         set_derived("selector_arguments", tuple(aliases))
         packed = _packed(self.conv_weights, self.conv_biases)
-        mid_channels = self.conv_weights[0].shape[0]
-        set_derived("conv_arguments", (packed, mid_channels, self.kind, self.final_relu, self.position))
+        form = written_form(self.kind, self.conv_weights[0].shape[0], self.final_relu, self.position)
+        set_derived("conv_arguments", (packed, form))
         set_derived("token", Token())
 
 
@@ -114,10 +157,9 @@ def _packed(weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([tensor.to(torch.float64 if wide else torch.float32) for tensor in parameters])
 
 
-def unpacked(
-    conv_parameters: Tensor, mid_channels: int, kind: str, k: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def unpacked(conv_parameters: Tensor, form: str, k: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Weights and biases, as views, from the raw ops' arguments: what :func:`_packed` put together."""
+    kind, mid_channels, _, _ = read_form(form)
     shapes = CONV_KINDS[kind](mid_channels, k)
     sizes = [size for shape in shapes for size in (prod(shape), shape[0])]
     parts = conv_parameters.split(sizes)

@@ -7,6 +7,9 @@ A flipped selection is a jump, so one comparison of outputs can't judge a kernel
    below the k-th float64 logit by more than twice that tolerance;
 3. the rest, given the kernel's own index and scores: against float64, and bit for bit where x passes through.
 
+A block returns its logits alone: index and scores follow from them (``reference.rank_channels``, sigmoid). Its
+stage 2 is thereby part of stage 3: a block that selected anything else writes other values.
+
 Fresh outputs are filled with NaN before a kernel sees them, so that what it forgets to write shows.
 """
 
@@ -30,7 +33,7 @@ from ._layout import layout_of
 from ._library import accumulation_dtype
 from ._tolerances import LOGITS, VALUES, relative_norm, relative_to_largest
 from ._verify_inputs import Case, Inputs, cases, spec_in_float64, special_cases
-from .spec import CONV_KINDS, MoDSpec, unpacked
+from .spec import CONV_KINDS, MoDSpec, read_form, unpacked
 
 LAYOUTS = ("nchw", "channels_last", "sliced")
 BACKENDS = ("reference", "cpu", "triton")
@@ -138,24 +141,29 @@ class _Checker:
     # ---- one op each
 
     def _select(self, inputs: Inputs, given_pooled: bool) -> Iterator[Row]:
-        name = "select_channels"
-        label = f"{name} pooled" if given_pooled else name
+        name, ending = "select_channels", " pooled" if given_pooled else ""
+        label = f"{name}_saving{ending}"
         x, spec = inputs.feature_map(), inputs.spec("bottleneck", "first")
         pooled = inputs.pooled() if given_pooled else None
         if given_pooled:
             x.fill_(float("nan"))  # must not be read
         w1, w2, b1, b2 = spec.selector_arguments
-        op = yield from self._served(name, label, x, w1, w2, spec.k, b1, b2, pooled)
-        if op is None:
+        ops = yield from self._served(name, label, x, w1, w2, spec.k, b1, b2, pooled)
+        if ops is None:
             return
         before = x.clone()
-        outputs = yield from self._run(label, op, x, w1, w2, b1, b2, pooled, spec.k)
+        arguments = (x, w1, w2, b1, b2, pooled, spec.k)
+        outputs = yield from self._run(label, ops[f"{name}_saving"], *arguments)
         if outputs is None:
             return
         scores, index, logits, hidden, pooled_out = outputs
+        lean = yield from self._run(name + ending, ops[name], *arguments)
+        if lean is not None:
+            yield self._bitwise(name + ending, "scores", lean[0], scores)
+            yield self._bitwise(name + ending, "selection", lean[1], index)
         if not given_pooled:
             yield self._bitwise(label, "input", x, before)
-        yield from self._stages_1_and_2(label, inputs, x, pooled, spec, scores, index, logits)
+        yield from self._stages_1_and_2(label, inputs, self._exact_logits(x, pooled, spec), scores, index, logits)
         if inputs.case.values == "nan":
             return
         mean = x.double().mean((2, 3)) if pooled is None else pooled
@@ -168,12 +176,13 @@ class _Checker:
     def _gather(self, inputs: Inputs) -> Iterator[Row]:
         x, index = inputs.feature_map(), inputs.index()
         x = inputs.with_specials(x, index[:, :1])
-        op = yield from self._served("gather_channels", "gather_channels", x, index)
-        if op is None:
+        name = "gather_channels"
+        ops = yield from self._served(name, name, x, index)
+        if ops is None:
             return
-        out = yield from self._run("gather_channels", op, x, index)
+        out = yield from self._run(name, ops[name], x, index)
         if out is not None:
-            yield self._bitwise("gather_channels", "values", out, reference.gather_channels(x, index))
+            yield self._bitwise(name, "values", out, reference.gather_channels(x, index))
 
     def _fuse(self, inputs: Inputs, position: str, in_place: bool, other_layout: bool) -> Iterator[Row]:
         name = "fuse_channels_" if in_place else "fuse_channels"
@@ -185,12 +194,12 @@ class _Checker:
         )
         # In the first and the last channel that passes through.
         x = inputs.with_specials(inputs.feature_map(), untouched[:, :: max(1, untouched.shape[1] - 1)])
-        op = yield from self._served(name, label, x, z, scores, index, position)
-        if op is None:
+        ops = yield from self._served(name, label, x, z, scores, index, position)
+        if ops is None:
             return
         target = _Target(x, self.layout) if in_place else None
         y = yield from self._run(
-            label, op, target.x if in_place else x, z, scores, index, position, in_place=in_place
+            label, ops[name], target.x if in_place else x, z, scores, index, position, in_place=in_place
         )
         if y is None:
             return
@@ -200,11 +209,11 @@ class _Checker:
     def _add_relu_pool(self, inputs: Inputs, in_place: bool) -> Iterator[Row]:
         name = "add_relu_pool_" if in_place else "add_relu_pool"
         a, b = inputs.feature_map(), inputs.residual()
-        op = yield from self._served(name, name, a, b, True)
-        if op is None:
+        ops = yield from self._served(name, name, a, b, True)
+        if ops is None:
             return
         target = _Target(a, self.layout) if in_place else None
-        outputs = yield from self._run(name, op, target.x if in_place else a, b, True)
+        outputs = yield from self._run(name, ops[name], target.x if in_place else a, b, True)
         if outputs is None:
             return
         y, pooled = (target.x, outputs) if in_place else outputs
@@ -217,21 +226,20 @@ class _Checker:
         name = "mod_block_" if in_place else "mod_block"
         label = f"{name} {kind} {position}"
         x, spec = inputs.feature_map(), inputs.spec(kind, position)
-        op = yield from self._served(name, label, x, spec)
-        if op is None:
+        ops = yield from self._served(name, label, x, spec)
+        if ops is None:
             return
         target = _Target(x, self.layout) if in_place else None
         arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
         before = x.clone()
-        outputs = yield from self._run(label, op, target.x if in_place else x, *arguments)
+        outputs = yield from self._run(label, ops[name], target.x if in_place else x, *arguments)
         if outputs is None:
             return
-        y, index, logits = (target.x, *outputs) if in_place else outputs
+        y, logits = (target.x, outputs) if in_place else outputs
         if not in_place:
             yield self._bitwise(label, "input", x, before)
-        right = yield from self._stages_1_and_2(label, inputs, x, None, spec, None, index, logits)
-        if not right:
-            return  # a wrong index may not even be in range
+        yield self._logits_row(label, logits, self._exact_logits(x, None, spec))
+        index = reference.rank_channels(logits, spec.k)
         scores = torch.sigmoid(logits.double().gather(1, index))
         x64, spec64 = x.double(), spec_in_float64(spec)
         z = reference.narrow_conv_block(reference.gather_channels(x64, index), spec64)
@@ -240,29 +248,27 @@ class _Checker:
 
     # ---- the stages
 
-    def _stages_1_and_2(self, label, inputs, x, pooled, spec, scores, index, logits) -> Iterator[Row]:
-        """Rows for logits, selection and scores; returns whether the index is what the logits say.
-
-        A block returns no scores (None): a wrong one shows in what it writes.
-        """
-        spec64 = spec_in_float64(spec)
+    def _exact_logits(self, x: Tensor, pooled: Tensor | None, spec: MoDSpec) -> Tensor:
         given = None if pooled is None else pooled.double()
-        exact = reference.selector_logits(x.double(), *spec64.selector_arguments, pooled=given)
-        tolerance = LOGITS[self.dtype]
+        return reference.selector_logits(x.double(), *spec_in_float64(spec).selector_arguments, pooled=given)
+
+    def _logits_row(self, label: str, logits: Tensor, exact: Tensor) -> Row:
+        """Stage 1."""
+        return self._row(label, "logits", relative_to_largest(logits, exact), LOGITS[self.dtype])
+
+    def _stages_1_and_2(self, label, inputs, exact, scores, index, logits) -> Iterator[Row]:
+        """Rows for logits, selection and scores."""
         finite = inputs.case.values != "nan"
         if finite:
-            yield self._row(label, "logits", relative_to_largest(logits, exact), tolerance)
-        expected = reference.rank_channels(logits, spec.k)
+            yield self._logits_row(label, logits, exact)
+        expected = reference.rank_channels(logits, inputs.case.k)
         wrong = int((index != expected).sum()) if index.shape == expected.shape else float("inf")
         yield self._row(label, "selection", wrong, 0)
-        if wrong:
-            return False
-        if finite:
-            yield self._row(label, "chosen", _shortfall(exact, index), 2 * tolerance)
-        if finite and scores is not None:
-            own = torch.sigmoid(logits.double().gather(1, index))
-            yield self._row(label, "scores", relative_norm(scores, own), VALUES[accumulation_dtype(self.dtype)])
-        return True
+        if wrong or not finite:
+            return  # a wrong index may not even be in range
+        yield self._row(label, "chosen", _shortfall(exact, index), 2 * LOGITS[self.dtype])
+        own = torch.sigmoid(logits.double().gather(1, index))
+        yield self._row(label, "scores", relative_norm(scores, own), VALUES[accumulation_dtype(self.dtype)])
 
     def _stage_3(self, label, y, oracle, x, touched, target) -> Iterator[Row]:
         """Rows for the written channels and for those that pass through."""
@@ -285,12 +291,12 @@ class _Checker:
     # ---- running
 
     def _served(self, op: str, label: str, *arguments) -> Iterator[Row]:
-        """The raw op if the backend serves the call (asked through explain), else a row saying why not."""
+        """The raw ops of the backend if it serves the call (asked through explain), else a row saying why not."""
         with backends.use_backend(self.backend):
             explanation = functional.explain(op, *arguments)
             if explanation.backend == self.backend:
                 engine = backends.choose(functional._CALLS[op](*arguments))
-                return (_REFERENCE if engine is None else engine.ops)[op]
+                return _REFERENCE if engine is None else engine.ops
         yield self._row(
             label, "served", served=False, note=explanation.reasons.get(self.backend, "no reason given")
         )
@@ -364,7 +370,7 @@ def _poisoned() -> Iterator[None]:
         deterministic.fill_uninitialized_memory = fill_before
 
 
-def _reference_select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+def _reference_select_saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
     """The reference with a raw op's arguments and returns: its sanity row is measured like any engine."""
     logits = reference.selector_logits(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled)
     scores, index = reference.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
@@ -375,23 +381,27 @@ def _reference_select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
     return scores, index, logits, hidden, mean if pooled is None else mean.new_empty(0)
 
 
-def _reference_block_(
-    x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, mid, kind, relu, position
-):
-    weights, biases = unpacked(conv_parameters, mid, kind, k)
+def _reference_select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+    return reference.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
+
+
+def _reference_block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form):
+    kind, _, relu, position = read_form(form)
+    weights, biases = unpacked(conv_parameters, form, k)
     spec = MoDSpec(fc1_weight, fc2_weight, k, kind, weights, biases, fc1_bias, fc2_bias, position, relu)
-    _, *selection, _, _ = _reference_select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
+    logits = reference.selector_logits(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled)
     reference.mod_block_(x, spec, pooled)
-    return selection
+    return logits
 
 
 def _reference_block(x, *arguments):
     y = x.clone(memory_format=torch.channels_last if layout_of(x) == "channels_last" else torch.contiguous_format)
-    return (y, *_reference_block_(y, *arguments))
+    return y, _reference_block_(y, *arguments)
 
 
 _REFERENCE: dict[str, Callable] = {
     "select_channels": _reference_select,
+    "select_channels_saving": _reference_select_saving,
     "gather_channels": reference.gather_channels,
     "fuse_channels": reference.fuse_channels,
     "fuse_channels_": reference.fuse_channels_,

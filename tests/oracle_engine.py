@@ -12,7 +12,11 @@ from mod_kernels.backends import Engine, Support
 _library_object = _library.define("mod_kernels_oracle", list(_library.OPS))
 
 
-def _select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+def _select_channels(*arguments):
+    return _select_channels_saving(*arguments)[:2]
+
+
+def _select_channels_saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
     dtype = _library.accumulation_dtype(x.dtype)
     mean = x.mean((2, 3), dtype=dtype) if pooled is None else pooled
     hidden = torch.nn.functional.linear(
@@ -50,6 +54,7 @@ class OracleEngine(Engine):
     def __init__(self):
         kernels = (
             _select_channels,
+            _select_channels_saving,
             _gather_channels,
             _fuse_channels,
             _fuse_channels_,

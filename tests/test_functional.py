@@ -1,5 +1,6 @@
 """What the public ops refuse, and with which words; layouts and edge sizes; who serves a call."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from mod_kernels import MoDSpec, backends, explain, functional, reference, use_backend
-from mod_kernels.spec import unpacked
+from mod_kernels.spec import CONV_KINDS, POSITIONS, read_form, unpacked, written_form
 
 from .support import LAYOUTS, feature_map, make_spec, selector_of
 
@@ -367,12 +368,37 @@ def test_spec_is_dense_oihw_whatever_the_model_was():
 @pytest.mark.parametrize("dtype,packed_dtype", [(torch.float16, torch.float32), (f64, f64)])
 def test_spec_packs_its_convolutions(kind, dtype, packed_dtype):
     spec = make_spec(C, 8, kind, dtype=dtype)
-    packed, mid_channels, *rest = spec.conv_arguments
+    packed, form = spec.conv_arguments
     assert packed.dtype == packed_dtype and packed.is_contiguous()
-    assert rest == [kind, False, "first"]
-    weights, biases = unpacked(packed, mid_channels, kind, 8)
+    assert form == {"bottleneck": "bottleneck:2:linear:first", "basic": "basic:8:linear:first"}[kind]
+    weights, biases = unpacked(packed, form, 8)
     assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(weights, spec.conv_weights, strict=True))
     assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(biases, spec.conv_biases, strict=True))
+
+
+@pytest.mark.parametrize("final_relu", [False, True])
+def test_a_form_reads_as_it_was_written(final_relu):
+    for kind, position in itertools.product(CONV_KINDS, POSITIONS):
+        assert read_form(written_form(kind, 12, final_relu, position)) == (kind, 12, final_relu, position)
+    assert written_form("bottleneck", 8, True, "first") == "bottleneck:8:relu:first"
+
+
+@pytest.mark.parametrize(
+    "form,message",
+    [
+        ("", "form must be kind:mid_channels:relu or linear:position, got ''"),
+        ("bottleneck:8:relu", "form must be kind"),
+        ("bottleneck:8:relu:first:", "form must be kind"),
+        ("inverted:8:relu:first", "kind must be one of bottleneck, basic, got 'inverted'"),
+        ("bottleneck:-8:relu:first", "mid_channels must be a whole number, got '-8'"),
+        ("bottleneck::relu:first", "mid_channels must be a whole number, got ''"),
+        ("bottleneck:8:True:first", "must be followed by 'relu' or 'linear', got 'True'"),
+        ("bottleneck:8:relu:middle", "position must be one of first, last, original, got 'middle'"),
+    ],
+)
+def test_another_form_is_refused(form, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_form(form)
 
 
 def test_backends_are_listed():

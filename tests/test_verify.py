@@ -6,15 +6,35 @@ import torch
 from mod_kernels import MoDSpec, _remembered, _tolerances, _verify_table, backends, reference, verify
 from mod_kernels._layout import memory_format_of
 from mod_kernels._verify_inputs import _SMALL
-from mod_kernels.spec import unpacked
+from mod_kernels.spec import read_form, unpacked
 from mod_kernels.verify import LAYOUTS, _reference_block_
 
-from .oracle_engine import _fuse_channels, _fuse_channels_, _gather_channels, _select_channels
+from .oracle_engine import _fuse_channels, _fuse_channels_, _gather_channels, _select_channels_saving
 
 
 def _block(x, *arguments):
     y = x.clone(memory_format=torch.preserve_format if x.is_contiguous() else memory_format_of(x))
-    return (y, *_reference_block_(y, *arguments))
+    return y, _reference_block_(y, *arguments)
+
+
+def selecting(saving):
+    """Both ops of a selection, from the one that returns everything."""
+    return {"select_channels": lambda *a: saving(*a)[:2], "select_channels_saving": saving}
+
+
+def selecting_block_(select):
+    """mod_block_ with a selection of its own: scores, index and logits first of what ``select`` gives."""
+
+    def block_(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form):
+        selector = (fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
+        scores, index, logits, *_ = select(x, *selector)
+        kind, _, relu, position = read_form(form)
+        spec = MoDSpec(fc1_weight, fc2_weight, k, kind, *unpacked(conv_parameters, form, k), final_relu=relu)
+        z = reference.narrow_conv_block(reference.gather_channels(x, index), spec)
+        reference.fuse_channels_(x, z, scores, index, position)
+        return logits
+
+    return block_
 
 
 class Broken(backends.Engine):
@@ -24,7 +44,7 @@ class Broken(backends.Engine):
 
     def __init__(self):
         self.ops = {
-            "select_channels": _select_channels,
+            **selecting(_select_channels_saving),
             "gather_channels": _gather_channels,
             "fuse_channels": _fuse_channels,
             "fuse_channels_": _fuse_channels_,
@@ -86,31 +106,31 @@ def test_a_right_engine_passes(engine, dtype):
 
 def test_a_selector_in_low_precision_fails_stage_1(engine, two_shapes):
     def select(x, fc1_weight, fc2_weight, *rest):
-        return _select_channels(x, fc1_weight.half().float(), fc2_weight.half().float(), *rest)
+        return _select_channels_saving(x, fc1_weight.half().float(), fc2_weight.half().float(), *rest)
 
-    engine.ops["select_channels"] = select
+    engine.ops |= selecting(select)
     found = failed(run())
-    assert ("select_channels", "logits") in found
-    assert {op for op, _ in found} == {"select_channels"}
+    assert ("select_channels_saving", "logits") in found
+    assert {op for op, _ in found} == {"select_channels_saving"}
 
 
 def test_a_flipped_selection_fails_stage_2(engine, two_shapes):
     def select(*arguments):
-        scores, index, *rest = _select_channels(*arguments)
+        scores, index, *rest = _select_channels_saving(*arguments)
         return scores, index.flip(1), *rest
 
-    engine.ops["select_channels"] = select
-    assert ("select_channels", "selection") in failed(run())
+    engine.ops |= selecting(select)
+    assert ("select_channels_saving", "selection") in failed(run())
 
 
 def test_ties_to_the_higher_channel_fail_stage_2(engine, two_shapes):
     def select(*arguments):
-        scores, index, logits, *rest = _select_channels(*arguments)
+        scores, index, logits, *rest = _select_channels_saving(*arguments)
         if logits.numel() and bool((logits == logits[0, 0]).all()):
             index = logits.shape[1] - 1 - index
         return scores, index, logits, *rest
 
-    engine.ops["select_channels"] = select
+    engine.ops |= selecting(select)
     report = run()
     assert {(row.stage, row.shape) for row in report.failed} == {("selection", "3x64x7x7 k=4 tied")}
 
@@ -118,38 +138,62 @@ def test_ties_to_the_higher_channel_fail_stage_2(engine, two_shapes):
 def test_a_selection_of_its_own_wrong_logits_fails(engine, two_shapes):
     # Consistent with itself, so only the comparison with float64 can tell.
     def select(x, fc1_weight, fc2_weight, *rest):
-        return _select_channels(x, fc1_weight, -fc2_weight, *rest)
+        return _select_channels_saving(x, fc1_weight, -fc2_weight, *rest)
 
-    engine.ops["select_channels"] = select
+    engine.ops |= selecting(select)
     found = failed(run())
-    assert {("select_channels", "logits"), ("select_channels", "chosen")} <= found
+    assert {("select_channels_saving", "logits"), ("select_channels_saving", "chosen")} <= found
 
 
 def test_a_wrong_score_fails(engine, two_shapes):
     def select(*arguments):
-        scores, *rest = _select_channels(*arguments)
+        scores, *rest = _select_channels_saving(*arguments)
         return scores * 1.001, *rest
 
-    def block_(x, *arguments):
-        *selector, conv_parameters, mid, kind, relu, position = arguments
-        k = selector[-1]
-        scores, index, logits, _, _ = select(x, *selector)
-        spec = MoDSpec(*selector[:2], k, kind, *unpacked(conv_parameters, mid, kind, k), final_relu=relu)
-        z = reference.narrow_conv_block(reference.gather_channels(x, index), spec)
-        reference.fuse_channels_(x, z, scores, index, position)
-        return index, logits
+    engine.ops |= selecting(select) | {"mod_block_": selecting_block_(select)}
+    assert failed(run()) == {("select_channels_saving", "scores"), ("mod_block_", "values")}
 
-    engine.ops |= {"select_channels": select, "mod_block_": block_}
-    assert failed(run()) == {("select_channels", "scores"), ("mod_block_", "values")}
+
+def test_a_block_that_selects_otherwise_fails_stage_3(engine, two_shapes):
+    """A block says nothing of its index: the values do, for one channel that is not the one the logits say."""
+
+    def select(*arguments):
+        scores, index, logits, *rest = _select_channels_saving(*arguments)
+        if len(index):
+            others = reference.rank_channels(logits, logits.shape[1])
+            k = index.shape[1]
+            index = torch.cat([index[:, :-1], others[:, k : k + 1] if k < logits.shape[1] else index[:, :1]], 1)
+        return scores, index, logits, *rest
+
+    engine.ops["mod_block_"] = selecting_block_(_select_channels_saving)
+    assert failed(run()) == set()
+    engine.ops["mod_block_"] = selecting_block_(select)
+    report = run()
+    # At position "original" the wrong channel is written as well.
+    assert failed(report) == {("mod_block_", "values"), ("mod_block_", "pass-through")}
+    assert {(row.op, row.shape) for row in report.failed if row.shape == "3x40x7x7 k=5"} == {
+        (f"mod_block_ {kind} {position}", "3x40x7x7 k=5")
+        for kind in ("bottleneck", "basic")
+        for position in ("first", "last", "original")
+    }
+
+
+def test_a_lean_selection_that_differs_in_a_bit_fails(engine, two_shapes):
+    def lean(*arguments):
+        scores, index, *_ = _select_channels_saving(*arguments)
+        return torch.nextafter(scores, torch.ones_like(scores)), index.flip(1)
+
+    engine.ops["select_channels"] = lean
+    assert failed(run()) == {("select_channels", "scores"), ("select_channels", "selection")}
 
 
 def test_reading_x_when_pooled_is_given_fails(engine, two_shapes):
     def select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
-        outputs = _select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, None, k)
+        outputs = _select_channels_saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, None, k)
         return outputs if pooled is None else (*outputs[:4], outputs[4].new_empty(0))
 
-    engine.ops["select_channels"] = select
-    assert {row.op for row in run().failed} == {"select_channels pooled"}
+    engine.ops |= selecting(select)
+    assert {row.op for row in run().failed} == {"select_channels_saving pooled"}
 
 
 def test_writing_a_channel_that_passes_through_fails(engine, two_shapes):
@@ -164,8 +208,8 @@ def test_writing_a_channel_that_passes_through_fails(engine, two_shapes):
 
 def test_rounding_between_the_convolutions_fails_stage_3(engine, two_shapes):
     def block(x, *arguments):
-        *selector, conv_parameters, mid, kind, relu, position = arguments
-        return _block(x, *selector, conv_parameters.half().float(), mid, kind, relu, position)
+        *selector, conv_parameters, form = arguments
+        return _block(x, *selector, conv_parameters.half().float(), form)
 
     engine.ops["mod_block"] = block
     assert failed(run()) == {("mod_block", "values")}
@@ -184,7 +228,7 @@ def test_an_output_that_is_not_written_fails(engine, two_shapes):
 
 def test_writing_into_the_input_fails(engine, two_shapes):
     def block(x, *arguments):
-        return (x, *_reference_block_(x, *arguments))
+        return x, _reference_block_(x, *arguments)
 
     engine.ops["mod_block"] = block
     assert ("mod_block", "input") in failed(run())

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "parallel.h"
 
@@ -15,10 +16,18 @@ namespace {
 constexpr int64_t kTileBytes = 4 << 20;
 constexpr int64_t kTileSamples = 16;
 
+// At least k of them, the calling thread's own; grows, never shrinks.
+template <class T>
+T* selection_scratch(int64_t k) {
+  thread_local std::vector<T> buffer;
+  if (static_cast<int64_t>(buffer.size()) < k) buffer.resize(k);
+  return buffer.data();
+}
+
 struct Schedule {
   const BlockArguments& a;
-  float *hidden, *scores;
-  float* pooled = a.pooled ? a.pooled : a.logits;
+  float *hidden, *logits;
+  float* pooled = a.pooled ? a.pooled : logits;
   bool copies = a.y.data != nullptr && a.y.data != a.x.data;
 
   // Channels begin to end of one sample: sums into pooled, and the copy to y where there is one.
@@ -39,14 +48,14 @@ struct Schedule {
     linear(a.fc1, selector_input(n), samples, begin, end, hidden + n * a.fc1.outputs);
   }
   void logits_layer(int64_t n, int64_t samples, int64_t begin, int64_t end) const {
-    linear(a.fc2, hidden + n * a.fc1.outputs, samples, begin, end, a.logits + n * a.x.c);
+    linear(a.fc2, hidden + n * a.fc1.outputs, samples, begin, end, logits + n * a.x.c);
   }
 
   void finish(int64_t n) const {
-    float* own_scores = scores + n * a.k;
-    int64_t* index = a.index + n * a.k;
-    top_k(a.logits + n * a.x.c, a.x.c, a.k, own_scores, index);
-    if (a.block) tail_sample(a.y, n, *a.block, own_scores, index);
+    float* scores = a.scores ? a.scores + n * a.k : selection_scratch<float>(a.k);
+    int64_t* index = a.index ? a.index + n * a.k : selection_scratch<int64_t>(a.k);
+    top_k(logits + n * a.x.c, a.x.c, a.k, scores, index);
+    if (a.block) tail_sample(a.y, n, *a.block, scores, index);
   }
 
   // Each thread takes whole samples, tile by tile.
@@ -113,10 +122,10 @@ void run_block(const BlockArguments& arguments) {
   const int64_t n = arguments.x.n;
   if (n == 0) return;
   const int64_t hidden_size = arguments.hidden ? 0 : n * arguments.fc1.outputs;
-  const int64_t scores_size = arguments.scores ? 0 : n * arguments.k;
-  const auto scratch = std::make_unique_for_overwrite<float[]>(hidden_size + scores_size);
+  const int64_t logits_size = arguments.logits ? 0 : n * arguments.x.c;
+  const auto scratch = std::make_unique_for_overwrite<float[]>(hidden_size + logits_size);
   const Schedule schedule{arguments, arguments.hidden ? arguments.hidden : scratch.get(),
-                          arguments.scores ? arguments.scores : scratch.get() + hidden_size};
+                          arguments.logits ? arguments.logits : scratch.get() + hidden_size};
   const int64_t threads = threads_for(n * arguments.x.sample_size());
   if (threads == 1 || n % threads == 0 || n >= 4 * threads) {
     schedule.by_samples(threads);

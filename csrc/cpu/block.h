@@ -17,13 +17,14 @@ struct BlockArguments {
 
   float* pooled = nullptr;   // (N, C), what pooling writes; null: the logits' memory serves
   float* hidden = nullptr;   // (N, R); null: scratch
-  float* logits = nullptr;   // (N, C)
+  float* logits = nullptr;   // (N, C); null: scratch
   float* scores = nullptr;   // (N, k); null: scratch
-  int64_t* index = nullptr;  // (N, k)
+  int64_t* index = nullptr;  // (N, k); null: scratch
 };
 
 // The results do not depend on the number of threads, nor a sample's on the other samples of its batch.
-// Scratch: the tail's, and N * R and N * k floats where hidden and scores are null.
+// Scratch: the tail's; N * R and N * C floats for the call where hidden and logits are null; k of each kind,
+// kept by every thread between calls, where scores and index are.
 void run_block(const BlockArguments& arguments);
 
 }  // namespace mod_kernels

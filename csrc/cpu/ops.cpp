@@ -5,11 +5,15 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
+#include <charconv>
+#include <iterator>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <tuple>
-#include <utility>
 
 #include "block.h"
 #include "fuse.h"
@@ -45,7 +49,7 @@ FeatureMap output_map(const Output& t, const FeatureMap& x, int64_t channels) {
   return {write(t), x.n, channels, x.h, x.w, channels * x.hw(), x.layout};
 }
 
-Position position_of(const std::string& name) {
+Position position_of(std::string_view name) {
   if (name == "first") return Position::kFirst;
   if (name == "last") return Position::kLast;
   STD_TORCH_CHECK(name == "original", "position must be 'first', 'last' or 'original', got '", name, "'");
@@ -70,29 +74,55 @@ void for_samples(const FeatureMap& x, int64_t elements, const F& work) {
   });
 }
 
-struct Selection {
-  Output logits, index;
-};
-
-// Fills in the selector's part of the arguments, with fresh outputs.
-Selection prepare_selection(BlockArguments& a, Outputs& outputs, const Tensor& fc1_weight,
-                            const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
-                            const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k) {
-  const int64_t n = a.x.n, channels = a.x.c, reduced = fc1_weight.size(0);
+// The arguments of a selection from x; what it gives is scratch until its memory is filled in.
+BlockArguments selection(const FeatureMap& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
+                         const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
+                         const OptionalTensor& pooled, int64_t k) {
+  BlockArguments a;
+  a.x = x;
+  const int64_t channels = x.c, reduced = fc1_weight.size(0);
   a.fc1 = {read(fc1_weight), read(fc1_bias), channels, reduced, true};
   a.fc2 = {read(fc2_weight), read(fc2_bias), reduced, channels, false};
   a.pooled_given = read(pooled);
   a.k = k;
-  Output logits = outputs.floats(n, channels), index = outputs.indices(n, k);
-  a.logits = write(logits);
-  a.index = write_index(index);
-  return {std::move(logits), std::move(index)};
+  return a;
+}
+
+// What a form says: "bottleneck:8:relu:first" (mod_kernels/spec.py).
+struct Form {
+  std::string_view kind;
+  int64_t mid_channels = 0;
+  bool final_relu = false;
+  Position position = Position::kFirst;
+};
+
+Form read_form(std::string_view form) {
+  std::array<std::string_view, 4> parts;
+  std::string_view rest = form;
+  STD_TORCH_CHECK(std::count(form.begin(), form.end(), ':') == std::ssize(parts) - 1,
+                  "form must be kind:mid_channels:relu or linear:position, got '", form, "'");
+  for (std::string_view& part : parts) {
+    part = rest.substr(0, rest.find(':'));
+    rest.remove_prefix(std::min(part.size() + 1, rest.size()));
+  }
+  const auto [kind, mid_channels, ending, position] = parts;
+  Form read{kind};
+  const char* end = mid_channels.data() + mid_channels.size();
+  const auto [stopped, error] = std::from_chars(mid_channels.data(), end, read.mid_channels);
+  STD_TORCH_CHECK(error == std::errc() && stopped == end && read.mid_channels >= 0,
+                  "mid_channels must be a whole number, got '", mid_channels, "' in form '", form, "'");
+  read.final_relu = ending == "relu";
+  STD_TORCH_CHECK(read.final_relu || ending == "linear",
+                  "the last convolution must be followed by 'relu' or 'linear', got '", ending, "' in form '",
+                  form, "'");
+  read.position = position_of(position);
+  return read;
 }
 
 // Where each convolution's weight and bias lie in the packed tensor; its size keeps the kernels inside.
-ConvBlock conv_block(const Tensor& parameters, int64_t mid_channels, const std::string& kind, bool final_relu,
-                     const std::string& position, int64_t k) {
-  ConvBlock block{BlockKind::kBottleneck, final_relu, position_of(position), k, k};
+ConvBlock conv_block(const Tensor& parameters, std::string_view form, int64_t k) {
+  const auto [kind, mid_channels, final_relu, position] = read_form(form);
+  ConvBlock block{BlockKind::kBottleneck, final_relu, position, k, k};
   std::array<std::array<int64_t, 2>, 3> shapes{};  // outputs, and weights of each output
   const int64_t size = parameters.numel();
   if (kind == "basic") {
@@ -119,20 +149,34 @@ ConvBlock conv_block(const Tensor& parameters, int64_t mid_channels, const std::
   return block;
 }
 
-std::tuple<Returned, Returned, Returned, Returned, Returned> select_channels(
+std::tuple<Returned, Returned> select_channels(const Tensor& x, const Tensor& fc1_weight,
+                                               const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
+                                               const OptionalTensor& fc2_bias, const OptionalTensor& pooled,
+                                               int64_t k) {
+  BlockArguments a = selection(input_map(x), fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  Outputs outputs(x);
+  Output scores = outputs.floats(a.x.n, k), index = outputs.indices(a.x.n, k);
+  a.scores = write(scores);
+  a.index = write_index(index);
+  run_block(a);
+  return {give(scores), give(index)};
+}
+
+std::tuple<Returned, Returned, Returned, Returned, Returned> select_channels_saving(
     const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
     const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k) {
-  BlockArguments a;
-  a.x = input_map(x);
+  BlockArguments a = selection(input_map(x), fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
   Outputs outputs(x);
-  Selection out = prepare_selection(a, outputs, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  Output scores = outputs.floats(a.x.n, k), hidden = outputs.floats(a.x.n, a.fc1.outputs);
+  Output scores = outputs.floats(a.x.n, k), index = outputs.indices(a.x.n, k);
+  Output logits = outputs.floats(a.x.n, a.x.c), hidden = outputs.floats(a.x.n, a.fc1.outputs);
   Output pooled_out = pooled ? outputs.empty() : outputs.floats(a.x.n, a.x.c);
   a.scores = write(scores);
+  a.index = write_index(index);
+  a.logits = write(logits);
   a.hidden = write(hidden);
   if (!pooled) a.pooled = write(pooled_out);
   run_block(a);
-  return {give(scores), give(out.index), give(out.logits), give(hidden), give(pooled_out)};
+  return {give(scores), give(index), give(logits), give(hidden), give(pooled_out)};
 }
 
 Returned gather_channels(const Tensor& x, const Tensor& index) {
@@ -217,36 +261,34 @@ Returned add_relu_pool_(const Tensor& a, const OptionalTensor& b, bool relu) {
   return give(pooled);
 }
 
-std::tuple<Returned, Returned, Returned> mod_block(
-    const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
-    const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k, const Tensor& conv_parameters,
-    int64_t mid_channels, const std::string& kind, bool final_relu, const std::string& position) {
-  BlockArguments a;
-  a.x = input_map(x);
-  const ConvBlock block = conv_block(conv_parameters, mid_channels, kind, final_relu, position, k);
+std::tuple<Returned, Returned> mod_block(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
+                                         const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
+                                         const OptionalTensor& pooled, int64_t k,
+                                         const Tensor& conv_parameters, const std::string& form) {
+  BlockArguments a = selection(input_map(x), fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  const ConvBlock block = conv_block(conv_parameters, form, k);
   a.block = &block;
   Outputs outputs(x);
-  Selection out = prepare_selection(a, outputs, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  Output y = outputs.map(a.x, a.x.c);
+  Output logits = outputs.floats(a.x.n, a.x.c), y = outputs.map(a.x, a.x.c);
+  a.logits = write(logits);
   a.y = output_map(y, a.x, a.x.c);
   run_block(a);
-  return {give(y), give(out.index), give(out.logits)};
+  return {give(y), give(logits)};
 }
 
-std::tuple<Returned, Returned> mod_block_(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
-                                          const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
-                                          const OptionalTensor& pooled, int64_t k,
-                                          const Tensor& conv_parameters, int64_t mid_channels,
-                                          const std::string& kind, bool final_relu,
-                                          const std::string& position) {
-  BlockArguments a;
-  a.x = a.y = output_map(x);
-  const ConvBlock block = conv_block(conv_parameters, mid_channels, kind, final_relu, position, k);
+Returned mod_block_(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
+                    const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
+                    const OptionalTensor& pooled, int64_t k, const Tensor& conv_parameters,
+                    const std::string& form) {
+  const FeatureMap map = output_map(x);
+  BlockArguments a = selection(map, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  const ConvBlock block = conv_block(conv_parameters, form, k);
   a.block = &block;
-  Outputs outputs(x);
-  Selection out = prepare_selection(a, outputs, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
+  a.y = map;
+  Output logits = Outputs(x).floats(map.n, map.c);
+  a.logits = write(logits);
   run_block(a);
-  return {give(out.index), give(out.logits)};
+  return give(logits);
 }
 
 }  // namespace
@@ -254,6 +296,7 @@ std::tuple<Returned, Returned> mod_block_(const Tensor& x, const Tensor& fc1_wei
 
 STABLE_TORCH_LIBRARY_IMPL(mod_kernels_cpu, CPU, m) {
   m.impl("select_channels", TORCH_BOX(&mod_kernels::select_channels));
+  m.impl("select_channels_saving", TORCH_BOX(&mod_kernels::select_channels_saving));
   m.impl("gather_channels", TORCH_BOX(&mod_kernels::gather_channels));
   m.impl("fuse_channels", TORCH_BOX(&mod_kernels::fuse_channels));
   m.impl("fuse_channels_", TORCH_BOX(&mod_kernels::fuse_channels_));

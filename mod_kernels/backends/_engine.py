@@ -33,7 +33,8 @@ class Engine:
     """Base class of the engines.
 
     ``ops`` maps a raw op's name (:data:`mod_kernels._library.OPS`) to a callable taking that op's arguments.
-    An op that is not in ``ops`` is served by the reference.
+    An op that is not in ``ops`` is served by the reference. ``select_channels`` and ``select_channels_saving``
+    come together: a ``Call`` of the former stands for both.
     """
 
     name: str

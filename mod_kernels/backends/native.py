@@ -21,6 +21,7 @@ REASON_FILE = NATIVE / "build_failure.txt"  # written by setup.py
 NAMESPACE = "mod_kernels_cpu"
 OPS = (
     "select_channels",
+    "select_channels_saving",
     "gather_channels",
     "fuse_channels",
     "fuse_channels_",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends import cudnn
 
-from .. import backends, functional, plain
+from .. import backends, functional, plain, reference
 from ..spec import MoDSpec
 
 PLAIN = ("plain-clone", "plain-cat", "plain-inplace")
@@ -84,17 +84,18 @@ def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor) -> P
         return op(x, spec)
 
     def checked(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # The public op's own output; the selection comes from the raw op behind it on a copy, which must give
-        # the same bits.
+        # The public op's own output; the selection is that of the logits of the raw op behind it, run on a copy,
+        # where it must give the same bits.
         with backends.use_backend(backend):
             engine = backends.choose(functional._CALLS[op.__name__](x, spec))
             arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
             again = x.clone()
             outputs = engine.ops[op.__name__](again, *arguments)
-            again, index, logits = (again, *outputs) if in_place else outputs
+            again, logits = (again, outputs) if in_place else outputs
             y = op(x, spec)
         if not torch.equal(y, again):
             raise RuntimeError("two runs on the same input differ")
+        index = reference.rank_channels(logits, spec.k)
         return y, torch.sigmoid(logits.gather(1, index)), index
 
     return Provider(f"{backend}-inplace" if in_place else backend, run, checked, in_place)

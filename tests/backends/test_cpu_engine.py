@@ -2,6 +2,7 @@
 rest from the kernel's own index and scores. Fresh outputs are NaN-filled before every call."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -48,22 +49,27 @@ def block(spec, pooled=None):
     return (*selector(spec, pooled), *spec.conv_arguments)
 
 
-def check_selection(x, spec, index, logits, pooled=None):
+def check_logits(x, spec, logits, pooled=None):
     wide = double(spec)
     expected = reference.selector_logits(
         x.double(), wide.fc1_weight, wide.fc2_weight, wide.fc1_bias, wide.fc2_bias, pooled
     )
-    tolerance = _tolerances.LOGITS[torch.float32]
-    assert _tolerances.relative_to_largest(logits, expected) <= tolerance
+    assert _tolerances.relative_to_largest(logits, expected) <= _tolerances.LOGITS[torch.float32]
+    return expected
+
+
+def check_selection(x, spec, index, logits, pooled=None):
+    expected = check_logits(x, spec, logits, pooled)
     assert torch.equal(index, reference.rank_channels(logits, spec.k))
     if len(x):
         kth = expected.topk(spec.k, dim=1).values[:, -1:]
-        slack = 2 * tolerance * expected.abs().amax()
+        slack = 2 * _tolerances.LOGITS[torch.float32] * expected.abs().amax()
         assert (expected.gather(1, index) >= kth - slack).all()
 
 
-def check_values(x, y, spec, index, logits):
-    """y from x given the kernel's own index and logits; untouched channels bit for bit."""
+def check_values(x, y, spec, logits):
+    """y from x given the kernel's own logits, which say the index; untouched channels bit for bit."""
+    index = reference.rank_channels(logits, spec.k)
     scores = torch.sigmoid(logits.double().gather(1, index))
     z = reference.narrow_conv_block(reference.gather_channels(x.double(), index), double(spec))
     expected = reference.fuse_channels(x.double(), z, scores, index, spec.position)
@@ -91,14 +97,13 @@ def test_mod_block(shape, k, kind, layout):
         spec = make_spec(shape[1], k, kind, position=position, **extras)
         x = feature_map(shape, layout=layout)
         before = x.clone()
-        y, index, logits = CPU.ops["mod_block"](x, *block(spec))
+        y, logits = CPU.ops["mod_block"](x, *block(spec))
         assert torch.equal(bits(x), bits(before))
         assert (layout_of(y), y.is_contiguous() or layout_of(y) == "channels_last") == (layout_of(x), True)
-        check_selection(x, spec, index, logits)
-        check_values(x, y, spec, index, logits)
+        check_logits(x, spec, logits)
+        check_values(x, y, spec, logits)
         outside = x._base.clone() if x._base is not None else None
-        in_place = CPU.ops["mod_block_"](x, *block(spec))
-        assert all(map(torch.equal, in_place, (index, logits)))
+        assert torch.equal(CPU.ops["mod_block_"](x, *block(spec)), logits)
         assert torch.equal(bits(x), bits(y))
         if outside is not None and layout.endswith("sliced"):
             assert torch.equal(x._base[1::2], outside[1::2])
@@ -110,7 +115,7 @@ def test_select(shape, k, layout):
     for bias in (False, True):
         spec = make_spec(shape[1], k, bias=bias)
         x = feature_map(shape, layout=layout)
-        scores, index, logits, hidden, pooled = CPU.ops["select_channels"](x, *selector(spec))
+        scores, index, logits, hidden, pooled = CPU.ops["select_channels_saving"](x, *selector(spec))
         check_selection(x, spec, index, logits)
         exact = torch.sigmoid(logits.double().gather(1, index))
         assert _tolerances.relative_norm(scores, exact) <= _tolerances.VALUES[torch.float32]
@@ -118,9 +123,13 @@ def test_select(shape, k, layout):
         wide = F.relu(F.linear(pooled.double(), spec.fc1_weight.double(), double(spec).fc1_bias))
         assert _tolerances.relative_to_largest(hidden, wide) <= _tolerances.LOGITS[torch.float32]
         # The pooled vector given back: the same answer, and x is not read.
-        given = CPU.ops["select_channels"](torch.full_like(x, float("nan")), *selector(spec, pooled))
+        unread = torch.full_like(x, float("nan")), *selector(spec, pooled)
+        given = CPU.ops["select_channels_saving"](*unread)
         assert all(map(torch.equal, given[:4], (scores, index, logits, hidden)))
         assert given[4].shape == (0,)
+        # Nothing saved: the same selection.
+        for lean in (CPU.ops["select_channels"](x, *selector(spec)), CPU.ops["select_channels"](*unread)):
+            assert len(lean) == 2 and all(map(torch.equal, lean, (scores, index)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -171,7 +180,7 @@ def test_ties_and_zeros_go_to_the_lower_channel():
             spec.fc1_weight.resize_(3, channels).zero_()[:, :3] = torch.eye(3)
             pooled = torch.zeros(3, channels)
             pooled[:, :3] = torch.eye(3)
-            out = CPU.ops["select_channels"](
+            out = CPU.ops["select_channels_saving"](
                 torch.zeros(3, channels, 2, 2), spec.fc1_weight, logits.t().contiguous(), None, None, pooled, k
             )
             assert torch.equal(out[1], reference.rank_channels(out[2], k)), (channels, k)
@@ -188,7 +197,9 @@ def test_not_finite(bad, layout):
         x[0, 5, 3, 3] = bad
         x[1] = bad
         x[2, 100, 0, 0] = -x.new_tensor(bad)
-        y, index, logits = CPU.ops["mod_block"](x, *block(spec))
+        y, logits = CPU.ops["mod_block"](x, *block(spec))
+        _, index, same, _, _ = CPU.ops["select_channels_saving"](x, *selector(spec))
+        assert torch.equal(bits(same), bits(logits))
         assert ((index >= 0) & (index < 128)).all()
         assert all(len(set(row)) == k for row in index.tolist())
         ordered = logits.where(~logits.isnan(), float("nan"))  # one NaN, whatever its sign was
@@ -231,15 +242,48 @@ def test_a_packed_tensor_of_another_size_is_refused(kind):
     """The kernels read as far into it as kind, k and mid_channels say."""
     x, spec = feature_map((2, 64, 3, 3)), make_spec(64, 8, kind)
     before = x.clone()
-    packed, mid, *rest = spec.conv_arguments
-    wrong = [(packed[:-1], mid, "must be"), (torch.cat([packed, packed[:1]]), mid, "must be")]
+    packed, form = spec.conv_arguments
+    wrong = [(packed[:-1], form), (torch.cat([packed, packed[:1]]), form)]
     if kind == "bottleneck":  # the other kind's are all k wide
-        wrong += [(packed, mid + 1, "must be"), *((packed, m, "mid_channels must be") for m in (0, -1, 2**31))]
-    for parameters, m, message in wrong:
+        wrong += [(packed, f"bottleneck:{mid}:linear:first") for mid in (3, 0, 2**31)]
+    for parameters, changed in wrong:
         for name in ("mod_block", "mod_block_"):
-            with pytest.raises(RuntimeError, match=message):
-                CPU.ops[name](x, *selector(spec), parameters, m, *rest)
+            with pytest.raises(RuntimeError, match=r"(conv_parameters of a .*|mid_channels) must be"):
+                CPU.ops[name](x, *selector(spec), parameters, changed)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("", "form must be kind:mid_channels:relu or linear:position, got ''"),
+        ("bottleneck:2:relu", "form must be kind"),
+        ("bottleneck:2:relu:first:", "form must be kind"),
+        ("inverted:2:relu:first", "kind must be 'bottleneck' or 'basic', got 'inverted'"),
+        ("bottleneck::relu:first", "mid_channels must be a whole number, got ''"),
+        ("bottleneck:-2:relu:first", "mid_channels must be a whole number, got '-2'"),
+        ("bottleneck:2x:relu:first", "mid_channels must be a whole number, got '2x'"),
+        (f"bottleneck:{2**64}:relu:first", "mid_channels must be a whole number, got '18446744073709551616'"),
+        ("bottleneck:2:True:first", "must be followed by 'relu' or 'linear', got 'True'"),
+        ("bottleneck:2:relu:middle", "position must be 'first', 'last' or 'original', got 'middle'"),
+    ],
+)
+def test_a_form_that_says_nothing_is_refused(form, message):
+    x, spec = feature_map((2, 64, 3, 3)), make_spec(64, 8)
+    before = x.clone()
+    for name in ("mod_block", "mod_block_"):
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            CPU.ops[name](x, *selector(spec), spec.conv_arguments[0], form)
+    assert torch.equal(x, before)
+
+
+def test_scratch_that_a_larger_call_left_behind():
+    """A thread keeps its scratch for scores and index: a wide selection, a narrow one, and a wider one."""
+    for k in (100, 3, 160):
+        spec = make_spec(160, k, bias=True)
+        x = feature_map((3, 160, 2, 2))
+        y, logits = CPU.ops["mod_block"](x, *block(spec))
+        check_values(x, y, spec, logits)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -269,8 +313,9 @@ def calls(layout):
     spec = make_spec(64, 4)
     x, z = feature_map((2, 64, 5, 7), layout=layout), feature_map((2, 4, 5, 7), layout=layout)
     index, scores = torch.randint(0, 64, (2, 4)), torch.rand(2, 4)
-    yield "select_channels", (x, *selector(spec))
-    yield "select_channels", (x, *selector(spec, torch.rand(2, 64)))
+    for name in ("select_channels", "select_channels_saving"):
+        yield name, (x, *selector(spec))
+        yield name, (x, *selector(spec, torch.rand(2, 64)))
     yield "gather_channels", (x, index)
     for name in ("fuse_channels", "fuse_channels_"):
         yield name, (x, z, scores, None, "last")

@@ -17,6 +17,7 @@ from .._engine import Call, Engine, Support
 NAMESPACE = "mod_kernels_triton"
 _OPS = (
     "select_channels",
+    "select_channels_saving",
     "gather_channels",
     "fuse_channels",
     "fuse_channels_",
@@ -27,7 +28,7 @@ _OPS = (
     "mod_block_",
 )
 
-_RANKING = ("select_channels", "mod_block", "mod_block_")
+_RANKING = ("select_channels", "select_channels_saving", "mod_block", "mod_block_")
 
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)

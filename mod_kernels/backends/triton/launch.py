@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..._layout import CHANNELS_LAST, layout_of
+from ...spec import read_form
 from . import configs
 from .configs import Selector, Tail, Variant, align_of
 
@@ -149,16 +150,21 @@ def _run_layers(plan, x, y, pooled, scratch, fc1_weight, fc2_weight, bias1, bias
         run(plan.layers, plan.layers_programs, *pointers, plan.keys_units)
 
 
-def select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
+    """scores and index; ``saving``: logits, hidden and pooled_out too, which else are scratch."""
     n, channels = x.shape[:2]
     hidden_size = fc1_weight.shape[0]
     scores = x.new_empty((n, k), dtype=torch.float32)
     index = x.new_empty((n, k), dtype=torch.int64)
     logits = x.new_empty((n, channels), dtype=torch.float32)
     hidden = x.new_empty((n, hidden_size), dtype=torch.float32)
-    pooled_out = x.new_empty((n, channels) if pooled is None else (0,), dtype=torch.float32)
+    # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
+    pooled_out = logits
+    if saving:
+        pooled_out = x.new_empty((n, channels) if pooled is None else (0,), dtype=torch.float32)
+    outputs = (scores, index, logits, hidden, pooled_out) if saving else (scores, index)
     if n == 0:
-        return scores, index, logits, hidden, pooled_out
+        return outputs
     _check_size(x)
     biases = (fc1_bias is not None, fc2_bias is not None)
     bias1, bias2 = (fc1_bias if biases[0] else fc1_weight), (fc2_bias if biases[1] else fc2_weight)
@@ -170,7 +176,15 @@ def select_channels(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
         _run_layers(plan, x, x, given, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits)
         pointers = (scratch, bias1, fc2_weight, bias2, hidden, logits, index, scores)
         run(plan.rank, n, *pointers, plan.keys_units)
-    return scores, index, logits, hidden, pooled_out
+    return outputs
+
+
+def select_channels(*arguments):
+    return _select(*arguments, saving=False)
+
+
+def select_channels_saving(*arguments):
+    return _select(*arguments, saving=True)
 
 
 # ---- gather and fuse
@@ -283,10 +297,11 @@ def _run_tail(plan, x, index, scores, logits, conv_parameters, scratch, bias1, f
         run(variant, n * programs, *pointers, *scalars)
 
 
-def tail_(x, scores, index, conv_parameters, mid_channels, kind, final_relu, position):
+def tail_(x, scores, index, conv_parameters, form):
     n, channels, h, w = x.shape
     if x.numel() == 0:
         return
+    kind, mid_channels, final_relu, position = read_form(form)
     plan = _tail_plan(
         x.dtype, n, channels, index.shape[1], mid_channels, h * w, _sample_stride(x), kind, final_relu, position,
         None,
@@ -306,17 +321,15 @@ def _block_plan(selector_key, y_stride, copy, mid, kind, final_relu, position):
     return select, _tail_plan(*sizes, kind, final_relu, position, select.selector)
 
 
-def _block(
-    x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, mid_channels, kind, final_relu,
-    position,
-):  # fmt: skip
-    """The block on x into y, which is x itself in place."""
+def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form):
+    """The block on x into y, which is x itself in place; returns the logits."""
     n, channels, h, w = x.shape
     index = x.new_empty((n, k), dtype=torch.int64)
     logits = x.new_empty((n, channels), dtype=torch.float32)
     if n == 0:
-        return index, logits
+        return logits
     _check_size(x)
+    kind, mid_channels, final_relu, position = read_form(form)
     biases = (fc1_bias is not None, fc2_bias is not None)
     bias1, bias2 = (fc1_bias if biases[0] else fc1_weight), (fc2_bias if biases[1] else fc2_weight)
     key = _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k)
@@ -330,12 +343,12 @@ def _block(
     with _on_device_of(x):
         _run_layers(select, x, y, given, scratch, *layers)
         _run_tail(tail, y, *selected, select.keys_units, mid_units)
-    return index, logits
+    return logits
 
 
 def mod_block(x, *arguments):
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return y, *_block(x, y, *arguments)
+    return y, _block(x, y, *arguments)
 
 
 def mod_block_(x, *arguments):

@@ -20,14 +20,19 @@ def same_bits(a, b):
 
 def check_selection(x, spec, scores, index, logits, pooled=None):
     """Stages 1 and 2: logits against float64, the top k of the kernel's own logits, their sigmoids."""
-    spec64 = double(spec)
-    pooled64 = None if pooled is None else pooled.double()
-    exact = reference.selector_logits(x.double(), *spec64.selector_arguments, pooled=pooled64)
-    assert relative_to_largest(logits, exact) <= LOGITS[x.dtype]
+    exact = check_logits(x, spec, logits, pooled)
     check_ranking(spec.k, scores, index, logits)
     if exact.numel():
         slack = 2 * LOGITS[x.dtype] * exact.abs().amax()
         assert (exact.gather(1, index) >= exact.topk(spec.k).values[:, -1:] - slack).all()
+
+
+def check_logits(x, spec, logits, pooled=None):
+    """Stage 1; returns the float64 logits."""
+    pooled64 = None if pooled is None else pooled.double()
+    exact = reference.selector_logits(x.double(), *double(spec).selector_arguments, pooled=pooled64)
+    assert relative_to_largest(logits, exact) <= LOGITS[x.dtype]
+    return exact
 
 
 def check_ranking(k, scores, index, logits):
@@ -37,11 +42,11 @@ def check_ranking(k, scores, index, logits):
     torch.testing.assert_close(scores.double(), expected, rtol=VALUES[torch.float32], atol=1e-30, equal_nan=True)
 
 
-def check_block(before, spec, y, index, logits, pooled=None):
-    """All three stages; ``before`` is x as it went in. A block's scores are the sigmoids of its own logits."""
-    scores = torch.sigmoid(logits.double().gather(1, index))
-    check_selection(before, spec, scores, index, logits, pooled)
-    check_tail(before, spec, y, scores, index)
+def check_block(before, spec, y, logits, pooled=None):
+    """Stages 1 and 3; ``before`` is x as it went in. Index and scores of a block are those of its own logits."""
+    check_logits(before, spec, logits, pooled)
+    index = reference.rank_channels(logits, spec.k)
+    check_tail(before, spec, y, torch.sigmoid(logits.double().gather(1, index)), index)
 
 
 def check_tail(before, spec, y, scores, index):

@@ -65,6 +65,7 @@ CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", 
         ({"k": 512}, "k=512"),
         ({"kind": "inverted_residual"}, "inverted_residual"),
         ({"op": "add_relu_pool"}, ""),
+        ({"op": "select_channels_saving", "channels": 8192}, "C=8192"),
         ({"op": "pool_channels"}, "pool_channels"),
     ],
 )
@@ -82,8 +83,9 @@ def raw_calls(device):
     scores = torch.rand((2, 4), device=device)
     index = torch.stack([torch.randperm(24)[:4] for _ in range(2)]).to(device)
     z = feature_map((2, 4, 3, 5), device=device)
-    yield "select_channels", (x, *selector)
-    yield "select_channels", (x, *pooled)
+    for name in ("select_channels", "select_channels_saving"):
+        yield name, (x, *selector)
+        yield name, (x, *pooled)
     yield "gather_channels", (x, index)
     yield "fuse_channels", (x, z, scores, None, "last")
     yield "fuse_channels_", (x, z, scores, index, "original")
@@ -155,7 +157,8 @@ def test_variants_are_what_the_launcher_launches(shape, dtype, device, monkeypat
         for pooled in (None, torch.zeros((samples, shape.channels), device=device)):
             for op in ("mod_block", "mod_block_"):
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
-            TRITON.ops["select_channels"](x, *spec.selector_arguments, pooled, spec.k)
+            for op in ("select_channels", "select_channels_saving"):
+                TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k)
         for b in (None, x.clone()):
             for relu in (False, True):
                 TRITON.ops["add_relu_pool"](x, b, relu)
