@@ -180,7 +180,7 @@ def _outcome(step: Step, left: float, budget_s: float) -> Outcome:
 
 
 def run(step: Step, limit_s: float) -> Outcome:
-    """One step, its output kept to the last lines."""
+    """One step, of its output the last line or, where it went wrong, the last lines."""
     start = time.monotonic()
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, **step.environment}
@@ -196,9 +196,10 @@ def run(step: Step, limit_s: float) -> Outcome:
     except subprocess.TimeoutExpired:
         output = _stop(process)
         outcome, note = "timed out", f"stopped after {limit_s:.0f} s"
-    command = " ".join(step.command).replace(str(ROOT) + os.sep, "").replace(sys.executable, "python3")
+    command = " ".join(step.command).replace(sys.executable, "python3")
     seconds = time.monotonic() - start
-    return Outcome(step.name, outcome, round(seconds, 1), command, note, output.splitlines()[-TAIL_LINES:])
+    kept = 1 if outcome == "ok" else TAIL_LINES  # a summary, or what went wrong
+    return Outcome(step.name, outcome, round(seconds, 1), command, note, output.splitlines()[-kept:])
 
 
 def _stop(process: subprocess.Popen) -> str:
@@ -212,11 +213,14 @@ def _stop(process: subprocess.Popen) -> str:
 
 
 def write(out: Path, gpu: str | None, outcomes: list[Outcome]) -> None:
-    """gpu.json, again after every step: a run that is cut off leaves what it did."""
+    """gpu.json, after every step: a run cut off leaves what it did. It names no folder of the machine."""
     from mod_kernels.bench import machine
 
     content = {"machine": machine.describe(), "rehearsal": gpu is None, "steps": [asdict(one) for one in outcomes]}
-    (out / "gpu.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1)
+    for folder in (out, ROOT, sys.prefix):
+        text = text.replace(f"{folder}{os.sep}", "")
+    (out / "gpu.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

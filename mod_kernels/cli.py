@@ -94,7 +94,7 @@ def bench(
         for name in network or ():
             _one_of("network", name, models.list_models())
 
-    results = store.Results(machine.describe(), " ".join(["mod-kernels", *sys.argv[1:]]))
+    results = store.Results(machine.describe(), _command(json_path))
     console = _console()
     with _progress() as progress:
         task = progress.add_task("", total=None)
@@ -141,6 +141,14 @@ def info() -> None:
 
 def _line(console: Console, name: str, text: str) -> None:
     console.print(f"{name:<20} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _command(written: Path | None) -> str:
+    """This run's command, without the folder that its file is written to: results are for others to read."""
+    words = sys.argv[1:]
+    if written is not None:
+        words = [word.replace(str(written), written.name) for word in words]
+    return " ".join(["mod-kernels", *words])
 
 
 def _summary(report: Any) -> dict[str, Any]:

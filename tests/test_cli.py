@@ -135,6 +135,18 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize("form", [["--json", "{}"], ["--json={}"]])
+def test_a_result_file_does_not_say_where_it_was_written(monkeypatch, tmp_path, form):
+    monkeypatch.setattr(blocks, "quick", _tiny)
+    path = tmp_path / "blocks.json"
+    arguments = ["bench", "--quick", "--threads", "1", *(word.format(path) for word in form)]
+    monkeypatch.setattr("sys.argv", ["mod-kernels", *arguments])
+    assert runner.invoke(cli.app, arguments).exit_code == 0
+    said = " ".join(form).format("blocks.json")
+    assert store.load(path).command == f"mod-kernels bench --quick --threads 1 {said}"
+    assert str(tmp_path) not in path.read_text()
+
+
 def test_a_wrong_provider_is_shown_and_fails_the_command(monkeypatch):
     monkeypatch.setattr(blocks, "quick", _tiny)
     monkeypatch.setattr(blocks, "check", lambda provider, *_, **__: "no" if "clone" in provider.name else "")

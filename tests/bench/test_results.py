@@ -172,6 +172,16 @@ def test_a_failed_step_does_not_stop_the_next(tmp_path):
     assert outcomes[4].note == "no GPU"
 
 
+def test_the_record_of_a_run_names_no_folder_of_the_machine(tmp_path):
+    gpu = _script("gpu")
+    said = f"import sys; print(r'{gpu.ROOT}/csrc/a.cpp'); print(sys.prefix + '/lib'); raise SystemExit(1)"
+    steps = [gpu.Step("bad", [sys.executable, "-c", said]), gpu.Step("good", ["ls", f"{tmp_path}/"])]
+    gpu.run_all(steps, 100.0, lambda done: gpu.write(tmp_path, None, done))
+    text = (tmp_path / "gpu.json").read_text()
+    assert not any(str(folder) in text for folder in (gpu.ROOT, tmp_path, sys.prefix))
+    assert "csrc/a.cpp" in text
+
+
 def test_no_step_starts_once_the_time_is_used_up():
     gpu = _script("gpu")
     outcomes = gpu.run_all([gpu.Step("late", ["true"])], 1.0, lambda _: None)
