@@ -23,8 +23,8 @@ struct BlockArguments {
 };
 
 // The results do not depend on the number of threads, nor a sample's on the other samples of its batch.
-// Scratch: the tail's; N * R and N * C floats for the call where hidden and logits are null; k of each kind,
-// kept by every thread between calls, where scores and index are.
+// Scratch: the tail's; N * R and N * C floats where hidden and logits are null; where scores and index are, k
+// of each, which every thread keeps between calls.
 void run_block(const BlockArguments& arguments);
 
 }  // namespace mod_kernels

@@ -15,6 +15,7 @@
 #include <system_error>
 #include <tuple>
 
+#include "../common/check.h"
 #include "block.h"
 #include "fuse.h"
 #include "outputs.h"
@@ -38,7 +39,7 @@ FeatureMap feature_map(const Tensor& t, float* data) {
   const int64_t* size = t.sizes().data();
   const int64_t* stride = t.strides().data();
   const Layout layout = layout_of(size, stride);
-  STD_TORCH_CHECK(layout != Layout::kOther, "a feature map must be dense in NCHW or channels_last order");
+  require(layout != Layout::kOther, "a feature map must be dense in NCHW or channels_last order");
   return {data, size[0], size[1], size[2], size[3], stride[0], layout};
 }
 // Never written through: a FeatureMap has one pointer type for inputs and outputs.
@@ -52,7 +53,7 @@ FeatureMap output_map(const Output& t, const FeatureMap& x, int64_t channels) {
 Position position_of(std::string_view name) {
   if (name == "first") return Position::kFirst;
   if (name == "last") return Position::kLast;
-  STD_TORCH_CHECK(name == "original", "position must be 'first', 'last' or 'original', got '", name, "'");
+  require(name == "original", "position must be 'first', 'last' or 'original', got '", name, "'");
   return Position::kOriginal;
 }
 
@@ -61,8 +62,8 @@ const int64_t* checked_index(const Tensor& index, int64_t channels) {
   const auto* data = static_cast<const int64_t*>(index.const_data_ptr());
   const int64_t count = index.numel();
   for (int64_t i = 0; i < count; ++i) {
-    STD_TORCH_CHECK(data[i] >= 0 && data[i] < channels, "index must be between 0 and C-1=", channels - 1,
-                    ", got ", data[i]);
+    require(data[i] >= 0 && data[i] < channels, "index must be between 0 and C-1=", channels - 1, ", got ",
+            data[i]);
   }
   return data;
 }
@@ -99,8 +100,8 @@ struct Form {
 Form read_form(std::string_view form) {
   std::array<std::string_view, 4> parts;
   std::string_view rest = form;
-  STD_TORCH_CHECK(std::count(form.begin(), form.end(), ':') == std::ssize(parts) - 1,
-                  "form must be kind:mid_channels:relu or linear:position, got '", form, "'");
+  require(std::count(form.begin(), form.end(), ':') == std::ssize(parts) - 1,
+          "form must be kind:mid_channels:relu or linear:position, got '", form, "'");
   for (std::string_view& part : parts) {
     part = rest.substr(0, rest.find(':'));
     rest.remove_prefix(std::min(part.size() + 1, rest.size()));
@@ -109,12 +110,12 @@ Form read_form(std::string_view form) {
   Form read{kind};
   const char* end = mid_channels.data() + mid_channels.size();
   const auto [stopped, error] = std::from_chars(mid_channels.data(), end, read.mid_channels);
-  STD_TORCH_CHECK(error == std::errc() && stopped == end && read.mid_channels >= 0,
-                  "mid_channels must be a whole number, got '", mid_channels, "' in form '", form, "'");
+  require(error == std::errc() && stopped == end && read.mid_channels >= 0,
+          "mid_channels must be a whole number, got '", mid_channels, "' in form '", form, "'");
   read.final_relu = ending == "relu";
-  STD_TORCH_CHECK(read.final_relu || ending == "linear",
-                  "the last convolution must be followed by 'relu' or 'linear', got '", ending, "' in form '",
-                  form, "'");
+  require(read.final_relu || ending == "linear",
+          "the last convolution must be followed by 'relu' or 'linear', got '", ending, "' in form '", form,
+          "'");
   read.position = position_of(position);
   return read;
 }
@@ -129,16 +130,16 @@ ConvBlock conv_block(const Tensor& parameters, std::string_view form, int64_t k)
     block.kind = BlockKind::kBasic;
     shapes = {{{k, k * 9}, {k, k * 9}}};
   } else {
-    STD_TORCH_CHECK(kind == "bottleneck", "kind must be 'bottleneck' or 'basic', got '", kind, "'");
-    STD_TORCH_CHECK(mid_channels >= 1 && mid_channels <= size,
-                    "mid_channels must be between 1 and the size of conv_parameters, got ", mid_channels);
+    require(kind == "bottleneck", "kind must be 'bottleneck' or 'basic', got '", kind, "'");
+    require(mid_channels >= 1 && mid_channels <= size,
+            "mid_channels must be between 1 and the size of conv_parameters, got ", mid_channels);
     const int64_t m = block.m = mid_channels;
     shapes = {{{m, k}, {m, m * 9}, {k, m}}};
   }
   int64_t needed = 0;
   for (const auto [outputs, each] : shapes) needed += outputs * (each + 1);
-  STD_TORCH_CHECK(size == needed, "conv_parameters of a ", kind, " with k=", k,
-                  " and mid_channels=", mid_channels, " must be ", needed, " values, got ", size);
+  require(size == needed, "conv_parameters of a ", kind, " with k=", k, " and mid_channels=", mid_channels,
+          " must be ", needed, " values, got ", size);
   const float* data = read(parameters);
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     const auto [outputs, each] = shapes[i];
@@ -193,7 +194,7 @@ Returned gather_channels(const Tensor& x, const Tensor& index) {
 // The index is read for position "original" alone.
 const int64_t* fuse_index(const OptionalTensor& index, Position position, int64_t channels) {
   if (position != Position::kOriginal) return nullptr;
-  STD_TORCH_CHECK(index.has_value(), "position 'original' needs index");
+  require(index.has_value(), "position 'original' needs index");
   return checked_index(*index, channels);
 }
 
@@ -226,7 +227,7 @@ void pool_into(const FeatureMap& in, const FeatureMap& out, const OptionalTensor
   FeatureMap second;
   if (b) {
     second = input_map(*b);
-    STD_TORCH_CHECK(second.layout == in.layout, "b must have a's layout");
+    require(second.layout == in.layout, "b must have a's layout");
   }
   const bool in_place = in.data == out.data;
   PassKind kind = in_place ? PassKind::kRead : PassKind::kCopy;

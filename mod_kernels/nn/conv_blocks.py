@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ._folding import FoldedConvs, fold_batch_norm
 
 
-class _NarrowConvBlock(nn.Module):
+class NarrowConvBlock(nn.Module):
     """What the blocks below share: a row of (conv, norm) pairs, a ReLU between, and its folded form."""
 
     kind: str  # of mod_kernels.spec.CONV_KINDS
 
-    def __init__(self, final_relu: bool) -> None:
+    def __init__(self, k: int, final_relu: bool) -> None:
         super().__init__()
-        self.final_relu = final_relu
+        self.k, self.final_relu = k, final_relu
 
     def layers(self) -> list[tuple[nn.Module, nn.Module]]:
         """The (conv, norm) pairs in the order they run."""
@@ -45,7 +45,7 @@ class _NarrowConvBlock(nn.Module):
         return "final_relu=True" if self.final_relu else ""
 
 
-class NarrowBottleneck(_NarrowConvBlock):
+class NarrowBottleneck(NarrowConvBlock):
     """1x1 ``k -> m``, 3x3 ``m -> m``, 1x1 ``m -> k`` with m = max(1, k // 4); BN after each, ReLU between.
 
     Args:
@@ -59,7 +59,7 @@ class NarrowBottleneck(_NarrowConvBlock):
     def __init__(
         self, k: int, final_relu: bool = False, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
     ) -> None:
-        super().__init__(final_relu)
+        super().__init__(k, final_relu)
         mid = max(1, k // 4)
         self.conv1 = nn.Conv2d(k, mid, 1, bias=False)
         self.bn1 = norm_layer(mid)
@@ -72,7 +72,7 @@ class NarrowBottleneck(_NarrowConvBlock):
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
 
-class NarrowBasicBlock(_NarrowConvBlock):
+class NarrowBasicBlock(NarrowConvBlock):
     """Two 3x3 ``k -> k``; BN after each, ReLU between. Arguments as :class:`NarrowBottleneck`."""
 
     kind = "basic"
@@ -80,7 +80,7 @@ class NarrowBasicBlock(_NarrowConvBlock):
     def __init__(
         self, k: int, final_relu: bool = False, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
     ) -> None:
-        super().__init__(final_relu)
+        super().__init__(k, final_relu)
         self.conv1 = nn.Conv2d(k, k, 3, padding=1, bias=False)
         self.bn1 = norm_layer(k)
         self.conv2 = nn.Conv2d(k, k, 3, padding=1, bias=False)

@@ -13,6 +13,7 @@ from .._layout import OTHER, layout_of
 from .._tracing import exporting
 from ..spec import MoDSpec
 from ._folding import SpecCache, runs_plainly, why_not_fusible
+from .conv_blocks import NarrowConvBlock
 from .selector import ChannelSelector
 
 
@@ -33,6 +34,10 @@ class MoDBlock(nn.Module):
         bias: biases in the selector; the paper has none.
         overwrite_input: let the block write into x where no gradient is needed, x is dense, and no export is
             going on. Right where nothing else reads x, as inside a sequential stage.
+
+    Raises:
+        ValueError: k is not between 1 and C, position is none of the three, or conv_block is one of this package's
+            and made for another k.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class MoDBlock(nn.Module):
     ) -> None:
         super().__init__()
         _checks.where(position)
+        if isinstance(conv_block, NarrowConvBlock) and conv_block.k != k:
+            raise ValueError(f"conv_block must take the k={k} channels that are chosen, it takes {conv_block.k}")
         self.channels, self.k, self.position = channels, k, position
         self.overwrite_input = overwrite_input
         self.selector = ChannelSelector(channels, k, reduction, bias)

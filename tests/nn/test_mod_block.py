@@ -217,6 +217,8 @@ def test_refusals():
         MoDBlock(8, nn.Identity(), 9)
     with pytest.raises(ValueError, match="position must be one of"):
         MoDBlock(8, nn.Identity(), 2, position="middle")
+    with pytest.raises(ValueError, match="conv_block must take the k=2 channels that are chosen, it takes 4"):
+        MoDBlock(8, NarrowBottleneck(4), 2)
     with pytest.raises(ValueError, match="reduction must be at least 1, got 0"):
         MoDBlock(8, nn.Identity(), 2, reduction=0)
     with pytest.raises(ValueError, match=r"x must be \(N, C=32, H, W\), got shape \(1, 31, 2, 2\)"):
