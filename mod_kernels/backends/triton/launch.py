@@ -46,9 +46,9 @@ def run(variant: Variant, programs: int, *arguments: Tensor | int) -> None:
     """Launch ``programs`` programs of a variant on the current device and stream.
 
     ``arguments``: the run-time ones in the signature's order, tensors first. Triton's own launch works out types,
-    alignment and constants of some thirty arguments at every call, some 30 us; here they are known, so where
-    every tensor starts at a multiple of 16 bytes, as torch's allocator gives them, the compiled kernel is kept and
-    called with addresses. Other views go Triton's way, which compiles a variant with narrower loads for them.
+    alignment and constants of some thirty arguments at every call; here they are known, so where every tensor
+    starts at a multiple of 16 bytes, as torch's allocator gives them, the compiled kernel is kept and called with
+    addresses. Other views go Triton's way, which compiles a variant with narrower loads for them.
     """
     kernel = kernels()[variant.kernel]
     if _INTERPRETING:
@@ -91,15 +91,24 @@ def _units(elements: int) -> int:
 # ---- select
 
 
+class _Launch(NamedTuple):
+    """A variant, how many programs of it, and its integer arguments."""
+
+    variant: Variant
+    programs: int
+    scalars: tuple[int, ...]
+
+    def on(self, *tensors: Tensor) -> None:
+        run(self.variant, self.programs, *tensors, *self.scalars)
+
+
 class _SelectPlan(NamedTuple):
-    """Launches of the selector with their programs; ``layers`` None where the layers are not apart."""
+    """Launches of the selector; ``layers`` None where the layers are not apart."""
 
     selector: Selector
-    pool: Variant
-    pool_programs: int
-    layers: Variant | None
-    layers_programs: int
-    rank: Variant
+    pool: _Launch
+    layers: _Launch | None
+    rank: _Launch
     keys_units: int  # where the keys begin in scratch
     scratch_units: int
 
@@ -110,19 +119,21 @@ def _select_plan(
     biases: tuple[bool, bool], pooled: bool, copy: bool, store_hidden: bool,
 ) -> _SelectPlan:  # fmt: skip
     names = tuple(_TYPE_NAMES[dtype] for dtype in types)
-    selector = Selector(names, channels, hidden, k, hw, align_of(hw, stride), biases, pooled, copy)
+    align = align_of(hw, stride)
+    selector = Selector(names, channels, hidden, k, hw, align, biases, pooled, copy)
     chunks, slices = selector.pool.chunks, selector.slices
-    keys_units = _units(n * chunks * hidden)
-    apart = selector.layers.apart
+    keys_units = scratch_units = _units(n * chunks * hidden)
+    layers = None
+    if selector.layers.apart:
+        layers = _Launch(configs.layers_variant(selector, store_hidden), n * slices, (keys_units,))
+        scratch_units += _units(2 * n * slices * selector.keep)  # an int64 is two float32 wide
     return _SelectPlan(
         selector,
-        configs.pool_variant(selector),
-        n * chunks,
-        configs.layers_variant(selector, store_hidden) if apart else None,
-        n * slices,
-        configs.rank_variant(selector),
+        _Launch(configs.pool_variant(selector), n * chunks, (stride // align, hw // align)),
+        layers,
+        _Launch(configs.rank_variant(selector), n, (keys_units,)),
         keys_units,
-        keys_units + (_units(2 * n * slices * selector.keep) if apart else 0),
+        scratch_units,
     )
 
 
@@ -133,21 +144,17 @@ def _check_size(x: Tensor) -> None:
 
 
 def _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k):
-    """What :func:`_select_plan` depends on; a bias that is not there is given as its layer's weight."""
+    """All but the last two of :func:`_select_plan`'s; a bias that is not there is given as its layer's weight."""
     n, channels, h, w = x.shape
     types = (x.dtype, fc1_weight.dtype, fc2_weight.dtype, bias1.dtype, bias2.dtype)
-    hw, stride = h * w, _sample_stride(x)
-    return types, n, channels, fc1_weight.shape[0], k, hw, stride, biases, pooled is not None
+    return types, n, channels, fc1_weight.shape[0], k, h * w, _sample_stride(x), biases, pooled is not None
 
 
 def _run_layers(plan, x, y, pooled, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits):
     """Pooling with the first layer's parts and, where it is apart, the second layer."""
-    align = plan.selector.align
-    units, stride = x.shape[2] * x.shape[3] // align, _sample_stride(x) // align
-    run(plan.pool, plan.pool_programs, x, y, pooled, fc1_weight, scratch, stride, units)
+    plan.pool.on(x, y, pooled, fc1_weight, scratch)
     if plan.layers is not None:
-        pointers = (scratch, bias1, fc2_weight, bias2, hidden, logits)
-        run(plan.layers, plan.layers_programs, *pointers, plan.keys_units)
+        plan.layers.on(scratch, bias1, fc2_weight, bias2, hidden, logits)
 
 
 def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
@@ -174,8 +181,7 @@ def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
     given = pooled_out if pooled is None else pooled
     with _on_device_of(x):
         _run_layers(plan, x, x, given, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits)
-        pointers = (scratch, bias1, fc2_weight, bias2, hidden, logits, index, scores)
-        run(plan.rank, n, *pointers, plan.keys_units)
+        plan.rank.on(scratch, bias1, fc2_weight, bias2, hidden, logits, index, scores)
     return outputs
 
 
@@ -275,50 +281,43 @@ def add_relu_pool_(a, b, relu):
 # ---- the tail, and the whole block
 
 
-@functools.lru_cache(_PLANS)
-def _tail_plan(
-    dtype: torch.dtype, n: int, channels: int, k: int, mid: int, hw: int, stride: int, kind: str,
-    final_relu: bool, position: str, selection: Selector | None,
-) -> list[tuple[Variant, int]]:  # fmt: skip
-    """Each launch's variant and programs per sample."""
-    align = align_of(hw, stride)
-    bottleneck = kind == "bottleneck"
-    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, hw, align, bottleneck, final_relu, position, selection)
-    return list(zip(configs.tail_variants(tail), configs.tail_programs(tail, n), strict=True))
-
-
-def _run_tail(plan, x, index, scores, logits, conv_parameters, scratch, bias1, fc2, bias2, keys_units, mid_units):
-    n, _, h, w = x.shape
-    stride = _sample_stride(x)
+def _tail_launches(
+    dtype: torch.dtype, size: tuple[int, int, int, int], k: int, stride: int, form: str,
+    selection: _SelectPlan | None,
+) -> tuple[_Launch, ...]:  # fmt: skip
+    """Of the tail on x of such a ``size``; what it selects from and mid lie where ``selection`` has them."""
+    n, channels, h, w = size
+    kind, mid, final_relu, position = read_form(form)
     align = align_of(h * w, stride)
-    pointers = (x, index, scores, logits, conv_parameters, scratch, bias1, fc2, bias2)
-    for variant, programs in plan:
-        scalars = (keys_units, mid_units, stride // align, h * w // align, w, programs)
-        run(variant, n * programs, *pointers, *scalars)
+    selector = None if selection is None else selection.selector
+    bottleneck = kind == "bottleneck"
+    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, h * w, align, bottleneck, final_relu, position, selector)
+    units = (0, 0) if selection is None else (selection.keys_units, selection.scratch_units)
+    launches = zip(configs.tail_variants(tail), configs.tail_programs(tail, n), strict=True)
+    scalars = (*units, stride // align, h * w // align, w)
+    return tuple(_Launch(variant, n * programs, (*scalars, programs)) for variant, programs in launches)
+
+
+_tail_plan = functools.lru_cache(_PLANS)(_tail_launches)
 
 
 def tail_(x, scores, index, conv_parameters, form):
-    n, channels, h, w = x.shape
     if x.numel() == 0:
         return
-    kind, mid_channels, final_relu, position = read_form(form)
-    plan = _tail_plan(
-        x.dtype, n, channels, index.shape[1], mid_channels, h * w, _sample_stride(x), kind, final_relu, position,
-        None,
-    )  # fmt: skip
-    scratch = x.new_empty((n * mid_channels * h * w,), dtype=torch.float32)
-    unread = (scratch, scratch, scratch)
+    n, _, h, w = size = x.shape
+    plan = _tail_plan(x.dtype, size, index.shape[1], _sample_stride(x), form, None)
+    scratch = x.new_empty((n * read_form(form).mid_channels * h * w,), dtype=torch.float32)
     with _on_device_of(x):
-        _run_tail(plan, x, index, scores, scratch, conv_parameters, scratch, *unread, 0, 0)
+        for launch in plan:
+            launch.on(x, index, scores, scratch, conv_parameters, scratch, scratch, scratch, scratch)
 
 
 @functools.lru_cache(_PLANS)
-def _block_plan(selector_key, y_stride, copy, mid, kind, final_relu, position):
+def _block_plan(selector_key, size, y_stride, copy, form) -> tuple[_SelectPlan, tuple[_Launch, ...]]:
     """The selector's plan and the tail's."""
-    select = _select_plan(*selector_key, copy, False)
-    (x_dtype, *_), n, channels, _, k, hw, *_ = selector_key
-    sizes = (x_dtype, n, channels, k, mid, hw, y_stride)
-    return select, _tail_plan(*sizes, kind, final_relu, position, select.selector)
+    select = _select_plan(*selector_key, copy=copy, store_hidden=False)
+    (dtype, *_), k = selector_key[0], selector_key[4]
+    return select, _tail_launches(dtype, size, k, y_stride, form, select)
 
 
 def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form):
@@ -329,20 +328,18 @@ def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_par
     if n == 0:
         return logits
     _check_size(x)
-    kind, mid_channels, final_relu, position = read_form(form)
     biases = (fc1_bias is not None, fc2_bias is not None)
     bias1, bias2 = (fc1_bias if biases[0] else fc1_weight), (fc2_bias if biases[1] else fc2_weight)
     key = _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k)
-    select, tail = _block_plan(key, _sample_stride(y), y is not x, mid_channels, kind, final_relu, position)
-    mid_units = select.scratch_units
-    scratch = x.new_empty((16 * mid_units + n * mid_channels * h * w,), dtype=torch.float32)
+    select, tail = _block_plan(key, x.shape, _sample_stride(y), y is not x, form)
+    mid = n * read_form(form).mid_channels * h * w
+    scratch = x.new_empty((16 * select.scratch_units + mid,), dtype=torch.float32)
     # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
     given = logits if pooled is None else pooled
-    layers = (fc1_weight, fc2_weight, bias1, bias2, logits, logits)
-    selected = (index, logits, logits, conv_parameters, scratch, bias1, fc2_weight, bias2)
     with _on_device_of(x):
-        _run_layers(select, x, y, given, scratch, *layers)
-        _run_tail(tail, y, *selected, select.keys_units, mid_units)
+        _run_layers(select, x, y, given, scratch, fc1_weight, fc2_weight, bias1, bias2, logits, logits)
+        for launch in tail:
+            launch.on(y, index, logits, logits, conv_parameters, scratch, bias1, fc2_weight, bias2)
     return logits
 
 
