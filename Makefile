@@ -29,8 +29,10 @@ format: $(VENV)/.built
 	$(RUN) ruff format .
 	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
 
+# What times calls runs by itself: a second process on the same caches is in every one of its runs.
 unit: $(VENV)/.built
-	$(PYTEST) tests --ignore $(TRITON_TESTS)
+	$(RUN) pytest -q tests/test_call_cost.py
+	$(PYTEST) tests --ignore $(TRITON_TESTS) --ignore tests/test_call_cost.py
 
 # The compiler proper and the interpreter can't share a process: triton.jit decides at import.
 ahead-of-time: $(VENV)/.built

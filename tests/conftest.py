@@ -10,6 +10,15 @@ def seed():
 
 
 @pytest.fixture
+def one_thread():
+    """For small tensors, which a second thread only makes wait, and for timings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def oracle_engine(monkeypatch):
     """Every op on a CPU goes to the float64-capable oracle engine."""
     from .oracle_engine import ORACLE
