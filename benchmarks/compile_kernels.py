@@ -1,7 +1,7 @@
 """Fill Triton's cache, a process a core, with what the numerics check and the benchmark launch on this GPU.
 
-Triton compiles a kernel when it is first launched, one after the other: a second or more for each of 300 variants.
-Which they are is found by running the check with its launches left out.
+Triton compiles a kernel when it is first launched, one after the other, and there are hundreds of variants. Which
+they are is found by running the check with its launches left out.
 """
 
 from __future__ import annotations

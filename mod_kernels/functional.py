@@ -118,9 +118,9 @@ def select_channels(
 
 
 def _select_key(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled) -> tuple:
-    weights = facts(fc1_weight), facts(fc2_weight)
-    biases = fc1_bias is None or facts(fc1_bias), fc2_bias is None or facts(fc2_bias)
-    return "select_channels", facts(x), weights, type(k), k, biases, pooled is None or facts(pooled)
+    b1, b2 = fc1_bias is None or facts(fc1_bias), fc2_bias is None or facts(fc2_bias)
+    means = pooled is None or facts(pooled)
+    return "select_channels", facts(x), facts(fc1_weight), facts(fc2_weight), type(k), k, b1, b2, means
 
 
 # ---- gather

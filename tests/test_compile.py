@@ -127,6 +127,25 @@ def test_in_place_training_on_a_graph_input_read_before():
         assert torch.allclose(g, e, rtol=1e-5)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_traced_selection_saves_only_for_a_gradient(grad):
+    """What a graph calls depends on nothing but whether a gradient is needed."""
+    x, spec = feature_map((2, 32, 7, 5)), make_spec(32, 4, hidden=8)
+    fc1 = spec.fc1_weight.clone().requires_grad_()
+
+    def select(x, fc1):
+        return functional.select_channels(x, fc1, spec.fc2_weight, 4)
+
+    compiled = torch.compile(select, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(grad):
+        scores, index = compiled(x, fc1)
+        ran = {name for name in operators_of(compiled, x, fc1) if name.startswith("mod_kernels_cpu")}
+        expected_scores, expected_index = select(x, fc1)
+    assert ran == {"mod_kernels_cpu::select_channels" + ("_saving" if grad else "")}
+    assert scores.requires_grad == grad
+    assert torch.equal(scores, expected_scores) and torch.equal(index, expected_index)
+
+
 @pytest.mark.parametrize("dynamic", [True])
 def test_dynamic_batch(dynamic):
     spec = make_spec(16, 4, hidden=8)

@@ -50,11 +50,16 @@ def arguments(op, layout, options):
     return (x, make_spec(SHAPE[1], K, **options)), {}
 
 
-def operators_beside(op, *args, **kwargs):
-    """ATen operators that ran during the call."""
+def operators(op, *args, **kwargs):
+    """Operators that ran during the call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         getattr(functional, op)(*args, **kwargs)
-    return {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
+    return {event.key for event in profile.key_averages()}
+
+
+def operators_beside(op, *args, **kwargs):
+    """The ATen ones among them."""
+    return {name for name in operators(op, *args, **kwargs) if name.startswith("aten::")}
 
 
 @pytest.mark.parametrize("op,layout,options", list(cells()), ids=lambda value: str(value))
@@ -64,6 +69,29 @@ def test_cpu_engine_serves_the_cell(op, layout, options):
         answer = explain(op, *args, **kwargs)
         assert answer.backend == "cpu" and answer.copies == ""
         assert operators_beside(op, *args, **kwargs) <= ALLOCATION
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("where", ["x", "fc2_weight", "fc1_bias"])
+def test_a_selection_with_gradients_is_served_too(layout, where):
+    """By the op that gives what the backward needs, and only where a gradient is needed."""
+    (x,), kwargs = arguments("select_channels", layout, {})
+    (x if where == "x" else kwargs[where]).requires_grad_()
+    for _ in range(2):  # the second call is a remembered one
+        with use_backend("auto"):
+            answer = explain("select_channels", x, **kwargs)
+            assert answer.backend == "cpu" and answer.copies == ""
+            ran = operators("select_channels", x, **kwargs)
+            assert ours(ran) == {"mod_kernels_cpu::select_channels_saving"}
+            # autograd's own: new aliases of what it is given
+            aten = {name for name in ran if name.startswith("aten::")}
+            assert aten <= ALLOCATION | {"aten::detach", "aten::view_as", "aten::alias"}
+            with torch.no_grad():
+                assert ours(operators("select_channels", x, **kwargs)) == {"mod_kernels_cpu::select_channels"}
+
+
+def ours(ran):
+    return {name for name in ran if name.startswith("mod_kernels")}
 
 
 def test_a_fallback_would_be_seen():
