@@ -23,16 +23,17 @@ inline Layout layout_of(const int64_t* size, const int64_t* stride) {
   return Layout::kOther;
 }
 
-// A float32 feature map (N, C, H, W), every sample dense in NCHW or channels_last order.
+// A feature map (N, C, H, W) of T, every sample dense in NCHW or channels_last order.
+template <class T>
 struct FeatureMap {
-  float* data = nullptr;
+  T* data = nullptr;
   int64_t n = 0, c = 0, h = 0, w = 0;
   int64_t stride_n = 0;
   Layout layout = Layout::kNchw;
 
   int64_t hw() const { return h * w; }
   int64_t sample_size() const { return c * h * w; }
-  float* sample(int64_t i) const { return data + i * stride_n; }
+  T* sample(int64_t i) const { return data + i * stride_n; }
   bool channels_last() const { return layout == Layout::kChannelsLast; }
   // Distance between neighbouring channels, and between neighbouring pixels.
   int64_t stride_c() const { return channels_last() ? 1 : hw(); }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "vec.h"
+#include "storage.h"
 
 namespace mod_kernels {
 
@@ -12,66 +12,66 @@ namespace mod_kernels {
 // is the sum over taps of in[p + dy * pitch + dx], and the last two columns of each row come out as garbage.
 struct ConvShape {
   int64_t inputs = 0, outputs = 0;
-  int64_t length = 0;  // flat output positions; loads and stores run on to the next multiple of kLanes
+  int64_t length = 0;  // flat output positions; loads and stores run on to the next multiple of kLanes<A>
   int64_t pitch = 0;   // row pitch of the padded planes (3x3 only)
 };
 
 // kOutputs output planes by kVectors vectors, in registers. emit(o, p, v) takes each finished vector.
-template <int kTaps, int kOutputs, int kVectors, class In, class Emit>
-inline void conv_tile(const ConvShape& shape, const In& in, const float* weight, const float* bias, int64_t o,
+template <class A, int kTaps, int kOutputs, int kVectors, class In, class Emit>
+inline void conv_tile(const ConvShape& shape, const In& in, const A* weight, const A* bias, int64_t o,
                       int64_t p, const Emit& emit) {
   constexpr int kSide = kTaps == 9 ? 3 : 1;
   const int64_t stride_o = shape.inputs * kTaps;
-  const float* w = weight + o * stride_o;
-  VecF acc[kOutputs][kVectors];
+  const A* w = weight + o * stride_o;
+  Vec<A> acc[kOutputs][kVectors];
   for (int j = 0; j < kOutputs; ++j) {
     for (int v = 0; v < kVectors; ++v) acc[j][v] = splat(bias[o + j]);
   }
   for (int64_t i = 0; i < shape.inputs; ++i, w += kTaps) {
-    const float* plane = in(i) + p;
+    const auto* plane = in(i) + p;
 #pragma GCC unroll 3
     for (int dy = 0; dy < kSide; ++dy) {
 #pragma GCC unroll 3
       for (int dx = 0; dx < kSide; ++dx) {
-        VecF x[kVectors];
-        for (int v = 0; v < kVectors; ++v) x[v] = load(plane + dy * shape.pitch + dx + v * kLanes);
+        Vec<A> x[kVectors];
+        for (int v = 0; v < kVectors; ++v) x[v] = load(plane + dy * shape.pitch + dx + v * kLanes<A>);
         for (int j = 0; j < kOutputs; ++j) {
-          const VecF tap = splat(w[j * stride_o + dy * kSide + dx]);
+          const Vec<A> tap = splat(w[j * stride_o + dy * kSide + dx]);
           for (int v = 0; v < kVectors; ++v) acc[j][v] += tap * x[v];
         }
       }
     }
   }
   for (int j = 0; j < kOutputs; ++j) {
-    for (int v = 0; v < kVectors; ++v) emit(o + j, p + v * kLanes, acc[j][v]);
+    for (int v = 0; v < kVectors; ++v) emit(o + j, p + v * kLanes<A>, acc[j][v]);
   }
 }
 
-template <int kTaps, int kOutputs, class In, class Emit>
-inline void conv_outputs(const ConvShape& shape, const In& in, const float* weight, const float* bias,
-                         int64_t o, const Emit& emit) {
+template <class A, int kTaps, int kOutputs, class In, class Emit>
+inline void conv_outputs(const ConvShape& shape, const In& in, const A* weight, const A* bias, int64_t o,
+                         const Emit& emit) {
   // Eight sums (sixteen with 32 registers) in flight cover the latency of a multiply-add.
   constexpr int kVectors = kRegisters / 2 / kOutputs;
   int64_t p = 0;
-  for (; p + (kVectors - 1) * kLanes < shape.length; p += kVectors * kLanes) {
-    conv_tile<kTaps, kOutputs, kVectors>(shape, in, weight, bias, o, p, emit);
+  for (; p + (kVectors - 1) * kLanes<A> < shape.length; p += kVectors * kLanes<A>) {
+    conv_tile<A, kTaps, kOutputs, kVectors>(shape, in, weight, bias, o, p, emit);
   }
-  for (; p < shape.length; p += kLanes) {
-    conv_tile<kTaps, kOutputs, 1>(shape, in, weight, bias, o, p, emit);
+  for (; p < shape.length; p += kLanes<A>) {
+    conv_tile<A, kTaps, kOutputs, 1>(shape, in, weight, bias, o, p, emit);
   }
 }
 
-// in(i) is input plane i; emit(o, p, v) takes lanes p to p + kLanes - 1 of output plane o.
-template <int kTaps, class In, class Emit>
-inline void conv(const ConvShape& shape, const In& in, const float* weight, const float* bias,
-                 const Emit& emit) {
+// in(i) is input plane i, of A or of a type that widens to it; emit(o, p, v) takes lanes p to
+// p + kLanes<A> - 1 of output plane o.
+template <class A, int kTaps, class In, class Emit>
+inline void conv(const ConvShape& shape, const In& in, const A* weight, const A* bias, const Emit& emit) {
   int64_t o = 0;
-  for (; o + 4 <= shape.outputs; o += 4) conv_outputs<kTaps, 4>(shape, in, weight, bias, o, emit);
+  for (; o + 4 <= shape.outputs; o += 4) conv_outputs<A, kTaps, 4>(shape, in, weight, bias, o, emit);
   if (shape.outputs - o >= 2) {
-    conv_outputs<kTaps, 2>(shape, in, weight, bias, o, emit);
+    conv_outputs<A, kTaps, 2>(shape, in, weight, bias, o, emit);
     o += 2;
   }
-  if (o < shape.outputs) conv_outputs<kTaps, 1>(shape, in, weight, bias, o, emit);
+  if (o < shape.outputs) conv_outputs<A, kTaps, 1>(shape, in, weight, bias, o, emit);
 }
 
 }  // namespace mod_kernels

@@ -9,18 +9,21 @@
 #include <array>
 #include <charconv>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <tuple>
+#include <vector>
 
 #include "../common/check.h"
 #include "block.h"
 #include "fuse.h"
 #include "outputs.h"
-#include "parallel.h"
 #include "pool.h"
+#include "runtime.h"
+#include "tensor_dtype.h"
 
 namespace mod_kernels {
 namespace {
@@ -31,11 +34,47 @@ using Returned = StableIValue;  // a tensor's handle, given away
 
 Returned give(Output& tensor) { return torch::stable::detail::from(tensor.release()); }
 
-const float* read(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-float* write(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-const float* read(const OptionalTensor& t) { return t ? read(*t) : nullptr; }
+template <class T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <class T>
+const T* read(const OptionalTensor& t) {
+  return t ? read<T>(*t) : nullptr;
+}
 
-FeatureMap feature_map(const Tensor& t, float* data) {
+DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half:
+      return DType::kHalf;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Float:
+      return DType::kFloat;
+    default:
+      require(t.scalar_type() == ScalarType::Double,
+              "a tensor must be of float16, bfloat16, float32 or float64");
+      return DType::kDouble;
+  }
+}
+
+// call<T>() for the dtype T of a feature map.
+template <class F>
+auto for_dtype(const Tensor& x, const F& call) {
+  switch (dtype_of(x)) {
+    case DType::kHalf:
+      return call.template operator()<Half>();
+    case DType::kBFloat16:
+      return call.template operator()<BFloat16>();
+    case DType::kFloat:
+      return call.template operator()<float>();
+    default:
+      return call.template operator()<double>();
+  }
+}
+
+template <class T>
+FeatureMap<T> feature_map(const Tensor& t, T* data) {
   const int64_t* size = t.sizes().data();
   const int64_t* stride = t.strides().data();
   const Layout layout = layout_of(size, stride);
@@ -43,12 +82,41 @@ FeatureMap feature_map(const Tensor& t, float* data) {
   return {data, size[0], size[1], size[2], size[3], stride[0], layout};
 }
 // Never written through: a FeatureMap has one pointer type for inputs and outputs.
-FeatureMap input_map(const Tensor& t) { return feature_map(t, const_cast<float*>(read(t))); }
-FeatureMap output_map(const Tensor& t) { return feature_map(t, write(t)); }
-// A fresh one: dense, in x's layout.
-FeatureMap output_map(const Output& t, const FeatureMap& x, int64_t channels) {
-  return {write(t), x.n, channels, x.h, x.w, channels * x.hw(), x.layout};
+template <class T>
+FeatureMap<T> input_map(const Tensor& t) {
+  require(t.scalar_type() == scalar_type<T>, "the feature maps of a call must be of one dtype");
+  return feature_map(t, const_cast<T*>(read<T>(t)));
 }
+template <class T>
+FeatureMap<T> output_map(const Tensor& t) {
+  return feature_map(t, static_cast<T*>(t.mutable_data_ptr()));
+}
+// A fresh one: dense, in x's layout.
+template <class T>
+FeatureMap<T> output_map(const Output& t, const FeatureMap<T>& x, int64_t channels) {
+  return {static_cast<T*>(write(t)), x.n, channels, x.h, x.w, channels * x.hw(), x.layout};
+}
+
+// Values of a float type as A: where they lie if they are of A, else copied here. Few: biases, narrow
+// weights.
+template <class A>
+class Converted {
+ public:
+  const A* operator()(const Tensor& t) {
+    if (t.scalar_type() == scalar_type<A>) return read<A>(t);
+    return for_dtype(t, [&]<class W>() {
+      const int64_t count = t.numel();
+      A* copy = copies_.emplace_back(std::make_unique_for_overwrite<A[]>(count)).get();
+      const W* values = read<W>(t);
+      for (int64_t i = 0; i < count; ++i) copy[i] = static_cast<A>(widen(values[i]));
+      return static_cast<const A*>(copy);
+    });
+  }
+  const A* operator()(const OptionalTensor& t) { return t ? (*this)(*t) : nullptr; }
+
+ private:
+  std::vector<std::unique_ptr<A[]>> copies_;
+};
 
 Position position_of(std::string_view name) {
   if (name == "first") return Position::kFirst;
@@ -68,24 +136,39 @@ const int64_t* checked_index(const Tensor& index, int64_t channels) {
   return data;
 }
 
-template <class F>
-void for_samples(const FeatureMap& x, int64_t elements, const F& work) {
+template <class T, class F>
+void for_samples(const FeatureMap<T>& x, int64_t elements, const F& work) {
   parallel(threads_for(elements), x.n, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) work(n);
   });
 }
 
+// The tensors of a selector, as an op gets them.
+struct Selector {
+  const Tensor &fc1_weight, &fc2_weight;
+  const OptionalTensor &fc1_bias, &fc2_bias, &pooled;
+  int64_t k;
+};
+
 // The arguments of a selection from x; what it gives is scratch until its memory is filled in.
-BlockArguments selection(const FeatureMap& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
-                         const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
-                         const OptionalTensor& pooled, int64_t k) {
-  BlockArguments a;
+template <class T>
+BlockArguments<T> selection(const FeatureMap<T>& x, const Selector& s, Converted<Accumulate<T>>& converted) {
+  using A = Accumulate<T>;
+  BlockArguments<T> a;
   a.x = x;
-  const int64_t channels = x.c, reduced = fc1_weight.size(0);
-  a.fc1 = {read(fc1_weight), read(fc1_bias), channels, reduced, true};
-  a.fc2 = {read(fc2_weight), read(fc2_bias), reduced, channels, false};
-  a.pooled_given = read(pooled);
-  a.k = k;
+  const int64_t channels = x.c, reduced = s.fc1_weight.size(0);
+  a.fc1 = {
+      s.fc1_weight.const_data_ptr(), dtype_of(s.fc1_weight), converted(s.fc1_bias), channels, reduced, true};
+  a.fc2 = {
+      s.fc2_weight.const_data_ptr(), dtype_of(s.fc2_weight), converted(s.fc2_bias), reduced, channels, false};
+  for (DType dtype : {a.fc1.dtype, a.fc2.dtype}) {
+    require(dtype == DType::kFloat || (dtype == DType::kDouble) == std::is_same_v<A, double>,
+            "the selector's weights must be of x's dtype or float32");
+  }
+  if (s.pooled)
+    require(s.pooled->scalar_type() == scalar_type<A>, "pooled must be float32, float64 for float64");
+  a.pooled_given = read<A>(s.pooled);
+  a.k = s.k;
   return a;
 }
 
@@ -121,9 +204,10 @@ Form read_form(std::string_view form) {
 }
 
 // Where each convolution's weight and bias lie in the packed tensor; its size keeps the kernels inside.
-ConvBlock conv_block(const Tensor& parameters, std::string_view form, int64_t k) {
+template <class A>
+ConvBlock<A> conv_block(const Tensor& parameters, std::string_view form, int64_t k, Converted<A>& converted) {
   const auto [kind, mid_channels, final_relu, position] = read_form(form);
-  ConvBlock block{BlockKind::kBottleneck, final_relu, position, k, k};
+  ConvBlock<A> block{BlockKind::kBottleneck, final_relu, position, k, k};
   std::array<std::array<int64_t, 2>, 3> shapes{};  // outputs, and weights of each output
   const int64_t size = parameters.numel();
   if (kind == "basic") {
@@ -140,7 +224,7 @@ ConvBlock conv_block(const Tensor& parameters, std::string_view form, int64_t k)
   for (const auto [outputs, each] : shapes) needed += outputs * (each + 1);
   require(size == needed, "conv_parameters of a ", kind, " with k=", k, " and mid_channels=", mid_channels,
           " must be ", needed, " values, got ", size);
-  const float* data = read(parameters);
+  const A* data = converted(parameters);
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     const auto [outputs, each] = shapes[i];
     block.weight[i] = data;
@@ -154,79 +238,110 @@ std::tuple<Returned, Returned> select_channels(const Tensor& x, const Tensor& fc
                                                const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
                                                const OptionalTensor& fc2_bias, const OptionalTensor& pooled,
                                                int64_t k) {
-  BlockArguments a = selection(input_map(x), fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  Outputs outputs(x);
-  Output scores = outputs.floats(a.x.n, k), index = outputs.indices(a.x.n, k);
-  a.scores = write(scores);
-  a.index = write_index(index);
-  run_block(a);
-  return {give(scores), give(index)};
+  return for_dtype(x, [&]<class T>() -> std::tuple<Returned, Returned> {
+    using A = Accumulate<T>;
+    Converted<A> converted;
+    const Selector selector{fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k};
+    BlockArguments<T> a = selection(input_map<T>(x), selector, converted);
+    Outputs<T> outputs(x);
+    Output scores = outputs.matrix(a.x.n, k), index = outputs.indices(a.x.n, k);
+    a.scores = static_cast<A*>(write(scores));
+    a.index = static_cast<int64_t*>(write(index));
+    run_block(a);
+    return {give(scores), give(index)};
+  });
 }
 
-std::tuple<Returned, Returned, Returned, Returned, Returned> select_channels_saving(
-    const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight, const OptionalTensor& fc1_bias,
-    const OptionalTensor& fc2_bias, const OptionalTensor& pooled, int64_t k) {
-  BlockArguments a = selection(input_map(x), fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  Outputs outputs(x);
-  Output scores = outputs.floats(a.x.n, k), index = outputs.indices(a.x.n, k);
-  Output logits = outputs.floats(a.x.n, a.x.c), hidden = outputs.floats(a.x.n, a.fc1.outputs);
-  Output pooled_out = pooled ? outputs.empty() : outputs.floats(a.x.n, a.x.c);
-  a.scores = write(scores);
-  a.index = write_index(index);
-  a.logits = write(logits);
-  a.hidden = write(hidden);
-  if (!pooled) a.pooled = write(pooled_out);
-  run_block(a);
-  return {give(scores), give(index), give(logits), give(hidden), give(pooled_out)};
+using Saved = std::tuple<Returned, Returned, Returned, Returned, Returned>;
+
+Saved select_channels_saving(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
+                             const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
+                             const OptionalTensor& pooled, int64_t k) {
+  return for_dtype(x, [&]<class T>() -> Saved {
+    using A = Accumulate<T>;
+    Converted<A> converted;
+    const Selector selector{fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k};
+    BlockArguments<T> a = selection(input_map<T>(x), selector, converted);
+    Outputs<T> outputs(x);
+    Output scores = outputs.matrix(a.x.n, k), index = outputs.indices(a.x.n, k);
+    Output logits = outputs.matrix(a.x.n, a.x.c), hidden = outputs.matrix(a.x.n, a.fc1.outputs);
+    Output pooled_out = pooled ? outputs.empty() : outputs.matrix(a.x.n, a.x.c);
+    a.scores = static_cast<A*>(write(scores));
+    a.index = static_cast<int64_t*>(write(index));
+    a.logits = static_cast<A*>(write(logits));
+    a.hidden = static_cast<A*>(write(hidden));
+    if (!pooled) a.pooled = static_cast<A*>(write(pooled_out));
+    run_block(a);
+    return {give(scores), give(index), give(logits), give(hidden), give(pooled_out)};
+  });
 }
 
 Returned gather_channels(const Tensor& x, const Tensor& index) {
-  const FeatureMap from = input_map(x);
-  const int64_t* channels = checked_index(index, from.c);
-  const int64_t k = index.size(1);
-  Output out = Outputs(x).map(from, k);
-  const FeatureMap to = output_map(out, from, k);
-  for_samples(from, to.n * to.sample_size(),
-              [&](int64_t n) { gather_sample(from, n, channels + n * k, to); });
-  return give(out);
+  return for_dtype(x, [&]<class T>() {
+    const FeatureMap<T> from = input_map<T>(x);
+    const int64_t* channels = checked_index(index, from.c);
+    const int64_t k = index.size(1);
+    Output out = Outputs<T>(x).map(from, k);
+    const FeatureMap<T> to = output_map(out, from, k);
+    for_samples(from, to.n * to.sample_size(),
+                [&](int64_t n) { gather_sample(from, n, channels + n * k, to); });
+    return give(out);
+  });
 }
 
-// The index is read for position "original" alone.
-const int64_t* fuse_index(const OptionalTensor& index, Position position, int64_t channels) {
-  if (position != Position::kOriginal) return nullptr;
-  require(index.has_value(), "position 'original' needs index");
-  return checked_index(*index, channels);
-}
+// What is added to a map of T.
+template <class T>
+struct Addition {
+  using A = Accumulate<T>;
+  FeatureMap<T> z;
+  Position position;
+  const A* scores;
+  const int64_t* index;  // read for position "original" alone, null else
+
+  Addition(const Tensor& z_, const Tensor& scores_, const OptionalTensor& index_, std::string_view where,
+           int64_t channels)
+      : z(input_map<T>(z_)), position(position_of(where)), scores(read<A>(scores_)), index(nullptr) {
+    require(scores_.scalar_type() == scalar_type<A>, "scores must be float32, float64 for float64");
+    if (position != Position::kOriginal) return;
+    require(index_.has_value(), "position 'original' needs index");
+    index = checked_index(*index_, channels);
+  }
+  const A* scores_of(int64_t n) const { return scores + n * z.c; }
+  const int64_t* index_of(int64_t n) const { return index ? index + n * z.c : nullptr; }
+};
 
 Returned fuse_channels(const Tensor& x, const Tensor& z, const Tensor& scores, const OptionalTensor& index,
                        const std::string& position) {
-  const FeatureMap from = input_map(x), add = input_map(z);
-  const Position where = position_of(position);
-  const int64_t* channels = fuse_index(index, where, from.c);
-  Output y = Outputs(x).map(from, from.c);
-  const FeatureMap to = output_map(y, from, from.c);
-  for_samples(from, from.n * from.sample_size(), [&](int64_t n) {
-    copy_fuse_sample(from, to, add, n, read(scores) + n * add.c, channels ? channels + n * add.c : nullptr,
-                     where);
+  return for_dtype(x, [&]<class T>() {
+    const FeatureMap<T> from = input_map<T>(x);
+    const Addition<T> add(z, scores, index, position, from.c);
+    Output y = Outputs<T>(x).map(from, from.c);
+    const FeatureMap<T> to = output_map(y, from, from.c);
+    for_samples(from, from.n * from.sample_size(), [&](int64_t n) {
+      copy_fuse_sample(from, to, add.z, n, add.scores_of(n), add.index_of(n), add.position);
+    });
+    return give(y);
   });
-  return give(y);
 }
 
 void fuse_channels_(const Tensor& x, const Tensor& z, const Tensor& scores, const OptionalTensor& index,
                     const std::string& position) {
-  const FeatureMap to = output_map(x), add = input_map(z);
-  const Position where = position_of(position);
-  const int64_t* channels = fuse_index(index, where, to.c);
-  for_samples(to, add.n * add.sample_size(), [&](int64_t n) {
-    fuse_sample(to, add, n, read(scores) + n * add.c, channels ? channels + n * add.c : nullptr, where);
+  for_dtype(x, [&]<class T>() {
+    const FeatureMap<T> to = output_map<T>(x);
+    const Addition<T> add(z, scores, index, position, to.c);
+    for_samples(to, add.z.n * add.z.sample_size(), [&](int64_t n) {
+      fuse_sample(to, add.z, n, add.scores_of(n), add.index_of(n), add.position);
+    });
   });
 }
 
 // sums, (N, C), receives the means.
-void pool_into(const FeatureMap& in, const FeatureMap& out, const OptionalTensor& b, bool relu, float* sums) {
-  FeatureMap second;
+template <class T>
+void pool_into(const FeatureMap<T>& in, const FeatureMap<T>& out, const OptionalTensor& b, bool relu,
+               void* sums) {
+  FeatureMap<T> second;
   if (b) {
-    second = input_map(*b);
+    second = input_map<T>(*b);
     require(second.layout == in.layout, "b must have a's layout");
   }
   const bool in_place = in.data == out.data;
@@ -238,58 +353,73 @@ void pool_into(const FeatureMap& in, const FeatureMap& out, const OptionalTensor
   }
   const int64_t groups = (in.c + kPoolGroup - 1) / kPoolGroup;
   parallel(threads_for(in.n * in.sample_size()), in.n * groups, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / groups, c = i % groups * kPoolGroup;
-      const PoolPass pass{kind, in.sample(n), b ? second.sample(n) : nullptr, out.sample(n)};
-      pool_sample(pass, in.c, in.hw(), in.channels_last(), c, std::min(c + kPoolGroup, in.c),
-                  sums + n * in.c);
+    for (int64_t i = begin; i < end;) {
+      const int64_t n = i / groups, group = i % groups, count = std::min(groups - group, end - i);
+      const PoolPass<T> pass{kind, in.sample(n), b ? second.sample(n) : nullptr, out.sample(n)};
+      pool_sample(pass, in.c, in.hw(), in.channels_last(), group * kPoolGroup,
+                  std::min((group + count) * kPoolGroup, in.c), static_cast<Accumulate<T>*>(sums) + n * in.c);
+      i += count;
     }
   });
 }
 
 std::tuple<Returned, Returned> add_relu_pool(const Tensor& a, const OptionalTensor& b, bool relu) {
-  const FeatureMap in = input_map(a);
-  Outputs outputs(a);
-  Output pooled = outputs.floats(in.n, in.c), y = outputs.map(in, in.c);
-  pool_into(in, output_map(y, in, in.c), b, relu, write(pooled));
-  return {give(y), give(pooled)};
+  return for_dtype(a, [&]<class T>() -> std::tuple<Returned, Returned> {
+    const FeatureMap<T> in = input_map<T>(a);
+    Outputs<T> outputs(a);
+    Output pooled = outputs.matrix(in.n, in.c), y = outputs.map(in, in.c);
+    pool_into(in, output_map(y, in, in.c), b, relu, write(pooled));
+    return {give(y), give(pooled)};
+  });
 }
 
 Returned add_relu_pool_(const Tensor& a, const OptionalTensor& b, bool relu) {
-  const FeatureMap map = output_map(a);
-  Output pooled = Outputs(a).floats(map.n, map.c);
-  pool_into(map, map, b, relu, write(pooled));
-  return give(pooled);
+  return for_dtype(a, [&]<class T>() {
+    const FeatureMap<T> map = output_map<T>(a);
+    Output pooled = Outputs<T>(a).matrix(map.n, map.c);
+    pool_into(map, map, b, relu, write(pooled));
+    return give(pooled);
+  });
 }
 
 std::tuple<Returned, Returned> mod_block(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
                                          const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
                                          const OptionalTensor& pooled, int64_t k,
                                          const Tensor& conv_parameters, const std::string& form) {
-  BlockArguments a = selection(input_map(x), fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  const ConvBlock block = conv_block(conv_parameters, form, k);
-  a.block = &block;
-  Outputs outputs(x);
-  Output logits = outputs.floats(a.x.n, a.x.c), y = outputs.map(a.x, a.x.c);
-  a.logits = write(logits);
-  a.y = output_map(y, a.x, a.x.c);
-  run_block(a);
-  return {give(y), give(logits)};
+  return for_dtype(x, [&]<class T>() -> std::tuple<Returned, Returned> {
+    using A = Accumulate<T>;
+    Converted<A> converted;
+    const Selector selector{fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k};
+    BlockArguments<T> a = selection(input_map<T>(x), selector, converted);
+    const ConvBlock<A> block = conv_block(conv_parameters, form, k, converted);
+    a.block = &block;
+    Outputs<T> outputs(x);
+    Output logits = outputs.matrix(a.x.n, a.x.c), y = outputs.map(a.x, a.x.c);
+    a.logits = static_cast<A*>(write(logits));
+    a.y = output_map(y, a.x, a.x.c);
+    run_block(a);
+    return {give(y), give(logits)};
+  });
 }
 
 Returned mod_block_(const Tensor& x, const Tensor& fc1_weight, const Tensor& fc2_weight,
                     const OptionalTensor& fc1_bias, const OptionalTensor& fc2_bias,
                     const OptionalTensor& pooled, int64_t k, const Tensor& conv_parameters,
                     const std::string& form) {
-  const FeatureMap map = output_map(x);
-  BlockArguments a = selection(map, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k);
-  const ConvBlock block = conv_block(conv_parameters, form, k);
-  a.block = &block;
-  a.y = map;
-  Output logits = Outputs(x).floats(map.n, map.c);
-  a.logits = write(logits);
-  run_block(a);
-  return give(logits);
+  return for_dtype(x, [&]<class T>() {
+    using A = Accumulate<T>;
+    Converted<A> converted;
+    const FeatureMap<T> map = output_map<T>(x);
+    const Selector selector{fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k};
+    BlockArguments<T> a = selection(map, selector, converted);
+    const ConvBlock<A> block = conv_block(conv_parameters, form, k, converted);
+    a.block = &block;
+    a.y = map;
+    Output logits = Outputs<T>(x).matrix(map.n, map.c);
+    a.logits = static_cast<A*>(write(logits));
+    run_block(a);
+    return give(logits);
+  });
 }
 
 }  // namespace

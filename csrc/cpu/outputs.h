@@ -17,8 +17,7 @@ struct DeleteTensor {
 // Its only reference until the op gives it away: torch::stable::Tensor would make another to return.
 using Output = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
 
-float* write(const Output& tensor);
-int64_t* write_index(const Output& tensor);
+void* write(const Output& tensor);
 
 // The outputs of one call, uninitialized and dense. All are made before any is written.
 //
@@ -26,22 +25,26 @@ int64_t* write_index(const Output& tensor);
 // NaN everywhere. The dispatcher costs 0.4 us, so the others do without, and are filled here (int64 with its
 // largest value, as torch does) where the first is full of NaN: the stable ABI has no way to ask for the
 // setting. Memory that is full of NaN by chance costs a needless pass over them.
+template <class T>
 class Outputs {
  public:
   explicit Outputs(const torch::stable::Tensor& like) : like_(like.get()) {}
 
-  Output empty();  // float32, shape (0,); never the first
-  Output floats(int64_t rows, int64_t columns);
-  Output indices(int64_t rows, int64_t columns);      // int64; never the first
-  Output map(const FeatureMap& x, int64_t channels);  // float32 in x's layout
+  // Of the accumulation dtype.
+  Output empty();  // shape (0,); never the first
+  Output matrix(int64_t rows, int64_t columns);
+  Output indices(int64_t rows, int64_t columns);         // int64; never the first
+  Output map(const FeatureMap<T>& x, int64_t channels);  // of T, in x's layout
 
  private:
-  Output floats(std::span<const int64_t> size, std::span<const int64_t> stride, bool channels_last);
-  bool filled() const;
+  template <class E>
+  Output make(std::span<const int64_t> size, std::span<const int64_t> stride, bool channels_last);
+  bool filled() const { return filled_(first_, first_count_); }
 
   AtenTensorHandle like_;
-  const float* first_ = nullptr;
+  const void* first_ = nullptr;
   int64_t first_count_ = -1;
+  bool (*filled_)(const void* data, int64_t count) = nullptr;
 };
 
 }  // namespace mod_kernels

@@ -2,178 +2,213 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
 #include "conv.h"
-#include "vec.h"
+#include "storage.h"
 
 namespace mod_kernels {
 namespace {
 
-// Floats a plane is followed by, so that whole vectors can be loaded and stored at its end.
-constexpr int64_t kSlack = 2 * kLanes;
-
-// A reusable buffer of the calling thread; grows, never shrinks.
-float* scratch(int64_t size) {
-  thread_local std::unique_ptr<float[]> buffer;
-  thread_local int64_t capacity = 0;
-  if (size > capacity) {
-    buffer = std::make_unique<float[]>(size);  // zeroed: garbage lanes are never denormal at first
-    capacity = size;
-  }
-  return buffer.get();
-}
-
+template <class A>
 struct Planes {
-  float* data;
+  A* data;
   int64_t stride;
-  float* operator()(int64_t i) const { return data + i * stride; }
+  A* operator()(int64_t i) const { return data + i * stride; }
 };
 
+template <class T>
 struct Tail {
-  const FeatureMap& x;
-  float* sample;
-  const ConvBlock& block;
-  const float* scores;
-  const int64_t* index;
+  using A = Accumulate<T>;
+  // Elements a plane is followed by, so that whole vectors can be loaded and stored at its end.
+  static constexpr int64_t kSlack = 2 * kLanes<A>;
+  // What a band of k channels may take of the first-level cache.
+  static constexpr int64_t kBandElements = 4096;
+
+  const FeatureMap<T>& x;
+  const ConvBlock<A>& block;
+  T* sample = nullptr;
+  const A* scores = nullptr;
+  const int64_t* index = nullptr;
+
   int64_t h = x.h, w = x.w, hw = x.hw();
   int64_t pitch = w + 2;
-  int64_t dense_stride = (hw + kSlack + kLanes - 1) / kLanes * kLanes;
-  int64_t padded_stride = ((h + 2) * pitch + kSlack + kLanes - 1) / kLanes * kLanes;
+  int64_t padded_length = (h + 2) * pitch;
+  int64_t padded_stride = whole_vectors(padded_length + kSlack);
+  // Positions of the flat plane that the gathered channels, and the result, are held of at a time.
+  int64_t band = std::min(whole_vectors(hw), std::max<int64_t>(64, whole_vectors(kBandElements / block.k)));
 
-  float* target(int64_t j) const {
+  static int64_t whole_vectors(int64_t length) { return (length + kLanes<A> - 1) / kLanes<A> * kLanes<A>; }
+
+  int64_t scratch_size() const {
+    if (block.kind == BlockKind::kBasic) return 2 * block.k * padded_stride;
+    return block.k * band + 2 * block.m * padded_stride;
+  }
+
+  T* target(int64_t j) const {
     return sample + target_channel(block.position, j, block.k, x.c, index) * x.stride_c();
   }
 
-  // Zero halo around the rows of a padded plane.
-  void clear_halo(float* plane) const {
-    std::memset(plane, 0, (pitch + 1) * sizeof(float));
-    for (int64_t r = 1; r <= h; ++r) plane[r * pitch + w + 1] = plane[(r + 1) * pitch] = 0.0f;
-    std::memset(plane + (h + 1) * pitch, 0, pitch * sizeof(float));
+  // Zeros around the rows of a padded plane, and behind it.
+  void clear_halo(A* plane) const {
+    std::memset(plane, 0, (pitch + 1) * sizeof(A));
+    for (int64_t r = 1; r <= h; ++r) plane[r * pitch + w + 1] = plane[(r + 1) * pitch] = 0;
+    std::memset(plane + (h + 1) * pitch, 0, (padded_stride - (h + 1) * pitch) * sizeof(A));
   }
 
   // Dense rows into a padded plane.
-  void pad(const float* from, float* plane) const {
-    for (int64_t r = 0; r < h; ++r) {
-      std::memcpy(plane + (r + 1) * pitch + 1, from + r * w, w * sizeof(float));
+  void pad(const T* from, A* plane) const {
+    for (int64_t r = 0; r < h; ++r) widen_row(from + r * w, w, plane + (r + 1) * pitch + 1);
+    clear_halo(plane);
+  }
+
+  // Dense rows to padded ones within the plane, the last first; then the halo.
+  void spread(A* plane) const {
+    for (int64_t r = h - 1; r >= 0; --r) {
+      std::memmove(plane + (r + 1) * pitch + 1, plane + r * w, w * sizeof(A));
     }
     clear_halo(plane);
   }
 
   // Rows of `pitch` to dense rows, in place.
-  void close_up(float* plane) const {
-    for (int64_t r = 1; r < h; ++r) std::memmove(plane + r * w, plane + r * pitch, w * sizeof(float));
+  void close_up(A* plane) const {
+    for (int64_t r = 1; r < h; ++r) std::memmove(plane + r * w, plane + r * pitch, w * sizeof(A));
   }
 
-  // The selected channels, dense.
-  void gather(Planes to) const {
-    if (x.channels_last()) {
-      for (int64_t p = 0; p < hw; ++p) {
-        const float* pixel = sample + p * x.c;
-        for (int64_t j = 0; j < block.k; ++j) to(j)[p] = pixel[index[j]];
-      }
+  static void widen_row(const T* from, int64_t count, A* to) {
+    if constexpr (std::is_same_v<T, A>) {
+      std::memcpy(to, from, count * sizeof(A));
     } else {
-      for (int64_t j = 0; j < block.k; ++j) {
-        std::memcpy(to(j), sample + index[j] * hw, hw * sizeof(float));
-      }
+      int64_t i = 0;
+      for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(from + i));
+      if (i < count) store_first(to + i, load_first(from + i, count - i), count - i);
     }
   }
 
-  // x[target(j), p .. p + kLanes - 1] += scores[j] * v, NCHW.
-  void add_vector(int64_t j, int64_t p, VecF v) const {
-    float* to = target(j) + p;
-    if (block.final_relu) v = relu(v);
+  // Positions p to p + count - 1 of the selected channels, and zeros up to a whole vector.
+  void gather(int64_t p, int64_t count, Planes<A> to) const {
+    if (x.channels_last()) {
+      for (int64_t i = 0; i < count; ++i) {
+        const T* pixel = sample + (p + i) * x.c;
+        for (int64_t j = 0; j < block.k; ++j) to(j)[i] = widen(pixel[index[j]]);
+      }
+    } else {
+      for (int64_t j = 0; j < block.k; ++j) widen_row(sample + index[j] * hw + p, count, to(j));
+    }
+    for (int64_t j = 0; j < block.k; ++j) std::fill(to(j) + count, to(j) + whole_vectors(count), A{0});
+  }
+
+  // x[target(j), p .. p + lanes - 1] += scores[j] * v, NCHW.
+  void add_vector(int64_t j, int64_t p, Vec<A> v) const {
+    T* to = target(j) + p;
+    if (block.final_relu) v = relu<A>(v);
     const int64_t rest = hw - p;
-    if (rest >= kLanes) {
+    if (rest >= kLanes<A>) {
       store(to, load(to) + splat(scores[j]) * v);
     } else {
       store_first(to, load_first(to, rest) + splat(scores[j]) * v, rest);
     }
   }
 
-  // x[target(j)] += scores[j] * z[j] for all of the dense planes z.
-  void add_planes(Planes z) const {
-    if (!x.channels_last()) {
+  // x[target(j), p .. p + count - 1] += scores[j] * z[j], channels_last.
+  void add_pixels(int64_t p, int64_t count, Planes<A> z) const {
+    for (int64_t i = 0; i < count; ++i) {
       for (int64_t j = 0; j < block.k; ++j) {
-        for (int64_t p = 0; p < hw; p += kLanes) add_vector(j, p, load(z(j) + p));
+        const A v = z(j)[i];
+        T* to = target(j) + (p + i) * x.c;
+        *to = narrow<T>(widen(*to) + scores[j] * (block.final_relu && v < 0 ? A{0} : v));
       }
+    }
+  }
+
+  void bottleneck(A* memory) const {
+    const int64_t k = block.k, m = block.m;
+    const Planes<A> channels{memory, band};  // a band of the gathered ones, later of the result
+    const Planes<A> inner{memory + k * band,
+                          padded_stride};             // after the first 1x1; later after the 3x3, dense
+    const Planes<A> padded{inner(m), padded_stride};  // the same with its halo
+
+    const auto narrow_band = [&](int64_t p, int64_t count, const auto& in) {
+      conv<A, 1>({k, m, count}, in, block.weight[0], block.bias[0],
+                 [&](int64_t o, int64_t i, Vec<A> v) { store(padded(o) + p + i, relu<A>(v)); });
+    };
+    if (!x.channels_last() && hw % kLanes<A> == 0) {
+      // Whole vectors all the way: read the channels where they lie.
+      narrow_band(0, hw, [&](int64_t i) { return sample + index[i] * hw; });
+    } else {
+      for (int64_t p = 0; p < hw; p += band) {
+        const int64_t count = std::min(band, hw - p);
+        gather(p, count, channels);
+        narrow_band(p, count, channels);
+      }
+    }
+    for (int64_t i = 0; i < m; ++i) spread(padded(i));
+    conv<A, 9>({m, m, h * pitch, pitch}, padded, block.weight[1], block.bias[1],
+               [&](int64_t o, int64_t p, Vec<A> v) { store(inner(o) + p, relu<A>(v)); });
+    for (int64_t i = 0; i < m; ++i) close_up(inner(i));
+    if (!x.channels_last()) {
+      conv<A, 1>({m, k, hw}, inner, block.weight[2], block.bias[2],
+                 [&](int64_t o, int64_t p, Vec<A> v) { add_vector(o, p, v); });
       return;
     }
-    for (int64_t p = 0; p < hw; ++p) {
-      for (int64_t j = 0; j < block.k; ++j) {
-        const float v = z(j)[p];
-        target(j)[p * x.c] += scores[j] * (block.final_relu ? relu(v) : v);
-      }
+    for (int64_t p = 0; p < hw; p += band) {
+      const int64_t count = std::min(band, hw - p);
+      conv<A, 1>({m, k, count}, Planes<A>{inner(0) + p, padded_stride}, block.weight[2], block.bias[2],
+                 [&](int64_t o, int64_t i, Vec<A> v) { store(channels(o) + i, v); });
+      add_pixels(p, count, channels);
     }
   }
 
-  void bottleneck() const {
-    const int64_t k = block.k, m = block.m;
-    float* memory = scratch(k * dense_stride + m * (dense_stride + 2 * padded_stride));
-    const Planes dense{memory, dense_stride};                     // gathered channels; at the end the result
-    const Planes inner{memory + k * dense_stride, dense_stride};  // after the first 1x1
-    const Planes padded{inner(m), padded_stride};                 // the same with its halo
-    const Planes after{padded(m), padded_stride};                 // after the 3x3
-
-    const ConvShape narrow{k, m, hw, 0};
-    const auto keep_inner = [&](int64_t o, int64_t p, VecF v) { store(inner(o) + p, relu(v)); };
-    if (!x.channels_last() && hw % kLanes == 0) {
-      // Whole vectors all the way: read the channels where they lie.
-      conv<1>(
-          narrow, [&](int64_t i) { return sample + index[i] * hw; }, block.weight[0], block.bias[0],
-          keep_inner);
-    } else {
-      gather(dense);
-      conv<1>(narrow, dense, block.weight[0], block.bias[0], keep_inner);
-    }
-    for (int64_t i = 0; i < m; ++i) pad(inner(i), padded(i));
-    conv<9>({m, m, h * pitch, pitch}, padded, block.weight[1], block.bias[1],
-            [&](int64_t o, int64_t p, VecF v) { store(after(o) + p, relu(v)); });
-    for (int64_t i = 0; i < m; ++i) close_up(after(i));
-    const ConvShape widen{m, k, hw, 0};
-    if (x.channels_last()) {
-      conv<1>(widen, after, block.weight[2], block.bias[2],
-              [&](int64_t o, int64_t p, VecF v) { store(dense(o) + p, v); });
-      add_planes(dense);
-    } else {
-      conv<1>(widen, after, block.weight[2], block.bias[2],
-              [&](int64_t o, int64_t p, VecF v) { add_vector(o, p, v); });
-    }
-  }
-
-  void basic() const {
+  void basic(A* memory) const {
     const int64_t k = block.k;
-    float* memory = scratch(k * (dense_stride + 3 * padded_stride));
-    const Planes dense{memory, dense_stride};
-    const Planes first{memory + k * dense_stride, padded_stride};
-    const Planes second{first(k), padded_stride};
-    const Planes result{second(k), padded_stride};
+    const Planes<A> first{memory, padded_stride};  // the gathered channels, padded; at the end the result
+    const Planes<A> second{first(k), padded_stride};
 
-    if (x.channels_last()) gather(dense);
-    for (int64_t i = 0; i < k; ++i) pad(x.channels_last() ? dense(i) : sample + index[i] * hw, first(i));
+    if (x.channels_last()) {
+      for (int64_t r = 0; r < h; ++r) {
+        gather(r * w, w, {first(0) + (r + 1) * pitch + 1, padded_stride});
+      }
+      for (int64_t i = 0; i < k; ++i) clear_halo(first(i));
+    } else {
+      for (int64_t i = 0; i < k; ++i) pad(sample + index[i] * hw, first(i));
+    }
     const ConvShape shape{k, k, h * pitch, pitch};
     // Written one row down and one column right, the output lies as the next convolution's padded input, and
     // its garbage columns fall on the halo.
-    conv<9>(shape, first, block.weight[0], block.bias[0],
-            [&](int64_t o, int64_t p, VecF v) { store(second(o) + pitch + 1 + p, relu(v)); });
+    conv<A, 9>(shape, first, block.weight[0], block.bias[0],
+               [&](int64_t o, int64_t p, Vec<A> v) { store(second(o) + pitch + 1 + p, relu<A>(v)); });
     for (int64_t i = 0; i < k; ++i) clear_halo(second(i));
-    conv<9>(shape, second, block.weight[1], block.bias[1],
-            [&](int64_t o, int64_t p, VecF v) { store(result(o) + p, v); });
-    for (int64_t i = 0; i < k; ++i) close_up(result(i));
-    add_planes(result);
+    conv<A, 9>(shape, second, block.weight[1], block.bias[1],
+               [&](int64_t o, int64_t p, Vec<A> v) { store(first(o) + p, v); });
+    for (int64_t i = 0; i < k; ++i) close_up(first(i));
+    if (x.channels_last()) return add_pixels(0, hw, first);
+    for (int64_t j = 0; j < k; ++j) {
+      for (int64_t p = 0; p < hw; p += kLanes<A>) add_vector(j, p, load(first(j) + p));
+    }
   }
 };
 
 }  // namespace
 
-void tail_sample(const FeatureMap& x, int64_t sample, const ConvBlock& block, const float* scores,
-                 const int64_t* index) {
-  const Tail tail{x, x.sample(sample), block, scores, index};
+template <class T>
+int64_t tail_scratch(const FeatureMap<T>& x, const ConvBlock<Accumulate<T>>& block) {
+  return Tail<T>{x, block}.scratch_size();
+}
+
+template <class T>
+void tail_sample(const FeatureMap<T>& x, int64_t sample, const ConvBlock<Accumulate<T>>& block,
+                 const Accumulate<T>* scores, const int64_t* index, Accumulate<T>* scratch) {
+  const Tail<T> tail{x, block, x.sample(sample), scores, index};
   if (block.kind == BlockKind::kBottleneck) {
-    tail.bottleneck();
+    tail.bottleneck(scratch);
   } else {
-    tail.basic();
+    tail.basic(scratch);
   }
 }
+
+#define MOD_KERNELS_TAIL(T)                                                                    \
+  template int64_t tail_scratch<T>(const FeatureMap<T>&, const ConvBlock<Accumulate<T>>&);     \
+  template void tail_sample<T>(const FeatureMap<T>&, int64_t, const ConvBlock<Accumulate<T>>&, \
+                               const Accumulate<T>*, const int64_t*, Accumulate<T>*);
+MOD_KERNELS_FOR_EACH_DTYPE(MOD_KERNELS_TAIL)
 
 }  // namespace mod_kernels

@@ -14,6 +14,7 @@ import torch
 
 from .. import _library
 from .._layout import CHANNELS_LAST, NCHW
+from ..spec import DTYPES
 from ._engine import Call, Engine, Support
 
 NATIVE = Path(__file__).parents[1] / "_native"
@@ -43,7 +44,7 @@ def isa_levels() -> list[str]:
 
 
 class CpuEngine(Engine):
-    """C++ kernels on torch's own threads; float32, NCHW and channels_last."""
+    """C++ kernels on torch's own threads; every dtype the ops take, NCHW and channels_last."""
 
     name = "cpu"
 
@@ -81,10 +82,8 @@ class CpuEngine(Engine):
             return Support(False, f"{call.op} is not served")
         if call.device != "cpu":
             return Support(False, f"device {call.device} is not served (cpu is)")
-        if call.dtype != torch.float32:
-            return Support(False, f"dtype {call.dtype} is not served (torch.float32 is)")
-        if call.weight_dtype not in (None, torch.float32):
-            return Support(False, f"weights of {call.weight_dtype} are not served (torch.float32 is)")
+        if call.dtype not in DTYPES:
+            return Support(False, f"dtype {call.dtype} is not served")
         if call.layout not in (NCHW, CHANNELS_LAST):
             return Support(False, f"layout {call.layout} is not served (nchw and channels_last are)")
         if call.kind is not None and call.kind not in KINDS:
