@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace mod_kernels {
 
 // 16-bit storage formats: converted on their way into a register, never computed in.
@@ -27,6 +31,9 @@ using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 inline float widen(BFloat16 value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
 
+#if defined(__F16C__)
+inline float widen(Half value) { return _cvtsh_ss(value.bits); }
+#else
 // Subnormals by a multiplication that is exact; infinity and NaN by their exponent.
 inline float widen(Half value) {
   const uint32_t magnitude = uint32_t{value.bits} << 13 & 0x0fffe000u;
@@ -35,6 +42,7 @@ inline float widen(Half value) {
   if (magnitude >= 0x0f800000u) bits |= 0x7f800000u;
   return std::bit_cast<float>(bits | sign);
 }
+#endif
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 
@@ -46,6 +54,9 @@ inline T narrow(Accumulate<T> value) {
     if (value != value) return {0x7fc0};
     return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
   } else if constexpr (std::is_same_v<T, Half>) {
+#if defined(__F16C__)
+    return {static_cast<uint16_t>(value == value ? _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT) : 0x7e00)};
+#else
     const uint32_t bits = std::bit_cast<uint32_t>(value), sign = bits & 0x80000000u;
     const uint32_t magnitude = bits ^ sign;
     uint32_t half;
@@ -59,6 +70,7 @@ inline T narrow(Accumulate<T> value) {
       half = (magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13;
     }
     return {static_cast<uint16_t>(half | sign >> 16)};
+#endif
   } else {
     return value;
   }

@@ -21,6 +21,10 @@ struct Tail {
   using A = Accumulate<T>;
   // Elements a plane is followed by, so that whole vectors can be loaded and stored at its end.
   static constexpr int64_t kSlack = 2 * kLanes<A>;
+  // Of a sample up to this size the second-level cache still holds what pooling read.
+  static constexpr int64_t kNearBytes = 1 << 20;
+  // Pixels that the lines of a larger one are asked for ahead.
+  static constexpr int64_t kAhead = 8;
   // What a band of k channels may take of the first-level cache.
   static constexpr int64_t kBandElements = 4096;
 
@@ -41,7 +45,7 @@ struct Tail {
 
   int64_t scratch_size() const {
     if (block.kind == BlockKind::kBasic) return 2 * block.k * padded_stride;
-    return block.k * band + 2 * block.m * padded_stride;
+    return block.k * band + 2 * block.m * padded_stride + (block.m + 2) * whole_vectors(block.k);
   }
 
   T* target(int64_t j) const {
@@ -86,15 +90,29 @@ struct Tail {
 
   // Positions p to p + count - 1 of the selected channels, and zeros up to a whole vector.
   void gather(int64_t p, int64_t count, Planes<A> to) const {
-    if (x.channels_last()) {
+    if (!x.channels_last()) {
+      for (int64_t j = 0; j < block.k; ++j) widen_row(sample + index[j] * hw + p, count, to(j));
+    } else if (x.sample_size() * static_cast<int64_t>(sizeof(T)) <= kNearBytes) {
       for (int64_t i = 0; i < count; ++i) {
         const T* pixel = sample + (p + i) * x.c;
         for (int64_t j = 0; j < block.k; ++j) to(j)[i] = widen(pixel[index[j]]);
       }
     } else {
-      for (int64_t j = 0; j < block.k; ++j) widen_row(sample + index[j] * hw + p, count, to(j));
+      gather_far(p, count, to);
     }
     for (int64_t j = 0; j < block.k; ++j) std::fill(to(j) + count, to(j) + whole_vectors(count), A{0});
+  }
+
+  // A line of memory for nearly every element: they are asked for some pixels ahead.
+  void gather_far(int64_t p, int64_t count, Planes<A> to) const {
+        for (int64_t i = 0; i < count; i += kAhead) {
+      const int64_t here = std::min(kAhead, count - i), next = std::min(kAhead, hw - (p + i + here));
+      for (int64_t j = 0; j < block.k; ++j) {
+        const T* from = sample + (p + i) * x.c + index[j];
+        for (int64_t l = 0; l < next; ++l) __builtin_prefetch(from + (here + l) * x.c);
+        for (int64_t l = 0; l < here; ++l) to(j)[i + l] = widen(from[l * x.c]);
+      }
+    }
   }
 
   // x[target(j), p .. p + lanes - 1] += scores[j] * v, NCHW.
@@ -111,11 +129,13 @@ struct Tail {
 
   // x[target(j), p .. p + count - 1] += scores[j] * z[j], channels_last.
   void add_pixels(int64_t p, int64_t count, Planes<A> z) const {
-    for (int64_t i = 0; i < count; ++i) {
+    const bool in_order = block.position != Position::kOriginal;
+    T* pixel = (in_order ? target(0) : sample) + p * x.c;
+    for (int64_t i = 0; i < count; ++i, pixel += x.c) {
       for (int64_t j = 0; j < block.k; ++j) {
         const A v = z(j)[i];
-        T* to = target(j) + (p + i) * x.c;
-        *to = narrow<T>(widen(*to) + scores[j] * (block.final_relu && v < 0 ? A{0} : v));
+        T& to = pixel[in_order ? j : index[j]];
+        to = narrow<T>(widen(to) + scores[j] * (block.final_relu && v < 0 ? A{0} : v));
       }
     }
   }
@@ -135,7 +155,8 @@ struct Tail {
       // Whole vectors all the way: read the channels where they lie.
       narrow_band(0, hw, [&](int64_t i) { return sample + index[i] * hw; });
     } else {
-      for (int64_t p = 0; p < hw; p += band) {
+      // From the end: that is what pooling read last, and what the cache still holds.
+      for (int64_t p = (hw - 1) / band * band; p >= 0; p -= band) {
         const int64_t count = std::min(band, hw - p);
         gather(p, count, channels);
         narrow_band(p, count, channels);
@@ -150,11 +171,38 @@ struct Tail {
                  [&](int64_t o, int64_t p, Vec<A> v) { add_vector(o, p, v); });
       return;
     }
+    if (block.position != Position::kOriginal) return widen_pixels(inner, padded(m));
     for (int64_t p = 0; p < hw; p += band) {
       const int64_t count = std::min(band, hw - p);
       conv<A, 1>({m, k, count}, Planes<A>{inner(0) + p, padded_stride}, block.weight[2], block.bias[2],
                  [&](int64_t o, int64_t i, Vec<A> v) { store(channels(o) + i, v); });
       add_pixels(p, count, channels);
+    }
+  }
+
+  // The last 1x1 and the addition, channels_last: a pixel's k targets lie side by side, so the vectors run along
+  // the output channels. table holds the weights, transposed, and behind them the biases and the scores.
+  void widen_pixels(Planes<A> inner, A* table) const {
+    const int64_t k = block.k, m = block.m, row = whole_vectors(k);
+    A *bias = table + m * row, *scale = bias + row;
+    std::fill(table, scale + row, A{0});
+    for (int64_t j = 0; j < k; ++j) {
+      for (int64_t i = 0; i < m; ++i) table[i * row + j] = block.weight[2][j * m + i];
+    }
+    std::copy_n(block.bias[2], k, bias);
+    std::copy_n(scores, k, scale);
+    T* pixel = target(0);
+    for (int64_t p = 0; p < hw; ++p, pixel += x.c) {
+      for (int64_t j = 0; j < k; j += kLanes<A>) {
+        Vec<A> sum = load(bias + j);
+        for (int64_t i = 0; i < m; ++i) sum += load(table + i * row + j) * splat(inner(i)[p]);
+        if (block.final_relu) sum = relu<A>(sum);
+        if (k - j >= kLanes<A>) {
+          store(pixel + j, load(pixel + j) + load(scale + j) * sum);
+        } else {
+          store_first(pixel + j, load_first(pixel + j, k - j) + load(scale + j) * sum, k - j);
+        }
+      }
     }
   }
 
