@@ -1,8 +1,8 @@
-// What each stage of a block costs by itself, kernels linked without torch; benchmarks/cpu_stages.py builds and
-// runs it for each ISA level and keeps what it prints. One thread. Every line is a JSON object.
+// What each stage of a block costs by itself, kernels linked without torch; benchmarks/cpu_stages.py builds
+// and runs it for each ISA level and keeps what it prints. One thread. Every line is a JSON object.
 //
-// A stage runs over the whole batch before it is timed again, so that what it reads is as far away as it is in a
-// network: x comes from memory where it is larger than the caches.
+// A stage runs over the whole batch before it is timed again, so that what it reads is as far away as it is
+// in a network: x comes from memory where it is larger than the caches.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -54,7 +54,8 @@ double median(const std::function<void()>& work) {
 
 template <class A>
 struct Buffer {
-  explicit Buffer(int64_t size) : scratch(size * sizeof(A) + 64), data(reinterpret_cast<A*>(scratch.data())) {}
+  explicit Buffer(int64_t size)
+      : scratch(size * sizeof(A) + 64), data(reinterpret_cast<A*>(scratch.data())) {}
   Scratch scratch;
   A* data;
 };
@@ -106,8 +107,8 @@ void measure(const Shape& s, bool channels_last) {
   fill(weights.data, 2 * s.c * r, 1);
   fill(conv.data, macs, A(0.01));
   fill(bias.data, 4 * k, A(0.01));
-  const FeatureMap<T> map{x.data, s.n, s.c, s.side, s.side, sample,
-                          channels_last ? Layout::kChannelsLast : Layout::kNchw};
+  const FeatureMap<T> map{
+      x.data, s.n, s.c, s.side, s.side, sample, channels_last ? Layout::kChannelsLast : Layout::kNchw};
   ConvBlock<A> block{basic ? BlockKind::kBasic : BlockKind::kBottleneck, false, Position::kFirst, k, m};
   block.weight[0] = conv.data;
   block.weight[1] = conv.data + (basic ? 9 * k * k : k * m);
@@ -117,13 +118,15 @@ void measure(const Shape& s, bool channels_last) {
   const Linear<A> fc2{weights.data + s.c * r, tag_of<T>(), nullptr, r, s.c, false};
   Buffer<A> scratch(tail_scratch(map, block));
 
-  const auto report = [&](const char* stage, int64_t bytes, int64_t operations, const std::function<void()>& f) {
+  const auto report = [&](const char* stage, int64_t bytes, int64_t operations,
+                          const std::function<void()>& f) {
     const double t = median(f);
     std::printf(
         "{\"block\": \"%ldx%ldx%ld\", \"kind\": \"%s\", \"n\": %ld, \"dtype\": \"%s\", \"layout\": \"%s\", "
-        "\"stage\": \"%s\", \"us\": %.4g, \"bytes\": %ld, \"flop\": %ld, \"gb_s\": %.4g, \"gflop_s\": %.4g}\n",
-        s.c, s.side, s.side, s.kind, s.n, name_of<T>(), channels_last ? "channels_last" : "nchw", stage, t * 1e6,
-        bytes, operations, bytes / t / 1e9, operations / t / 1e9);
+        "\"stage\": \"%s\", \"us\": %.4g, \"bytes\": %ld, \"flop\": %ld, \"gb_s\": %.4g, \"gflop_s\": "
+        "%.4g}\n",
+        s.c, s.side, s.side, s.kind, s.n, name_of<T>(), channels_last ? "channels_last" : "nchw", stage,
+        t * 1e6, bytes, operations, bytes / t / 1e9, operations / t / 1e9);
     std::fflush(stdout);
   };
   const int64_t element = sizeof(T), wide = sizeof(A);
@@ -158,8 +161,8 @@ void measure(const Shape& s, bool channels_last) {
          s.n * (sample + 4 * s.c * r + 2 * macs * hw), [&] { run_block(all); });
 }
 
-// Bytes a second of summing a buffer of `bytes`, the fastest of several: memory where it is large, a cache where
-// it is small.
+// Bytes a second of summing a buffer of `bytes`, the fastest of several: memory where it is large, a cache
+// where it is small.
 double read_rate(int64_t bytes) {
   Buffer<float> data(bytes / 4);
   std::fill_n(data.data, bytes / 4, 1.0f);
@@ -204,10 +207,14 @@ void measure_all(const std::string& blocks, int64_t only_n) {
   for (const int64_t n : {1, 8, 32}) {
     if (only_n && n != only_n) continue;
     for (const bool last : {false, true}) {
-      for (const Shape& s :
-           {Shape{"bottleneck", 256, 56, n}, {"bottleneck", 512, 28, n}, {"bottleneck", 1024, 14, n},
-            {"bottleneck", 2048, 7, n}, {"basic", 64, 56, n}, {"basic", 128, 28, n}, {"basic", 256, 14, n},
-            {"basic", 512, 7, n}}) {
+      for (const Shape& s : {Shape{"bottleneck", 256, 56, n},
+                             {"bottleneck", 512, 28, n},
+                             {"bottleneck", 1024, 14, n},
+                             {"bottleneck", 2048, 7, n},
+                             {"basic", 64, 56, n},
+                             {"basic", 128, 28, n},
+                             {"basic", 256, 14, n},
+                             {"basic", 512, 7, n}}) {
         if (blocks == "all" || blocks == s.kind) measure<T>(s, last);
       }
     }

@@ -58,8 +58,8 @@ inline void store_raw_first(T* p, Raw<T> v, int64_t count) {
   std::memcpy(p, &v, count * sizeof(T));
 }
 
-// By name where GCC's own conversion takes several instructions. (Masked, with all lanes: GCC 12 warns of its own
-// header where the unmasked ones are used; the code is the same.)
+// By name where GCC's own conversion takes several instructions. (Masked, with all lanes: GCC 12 warns of its
+// own header where the unmasked ones are used; the code is the same.)
 template <class T>
 inline Vec<Accumulate<T>> widen_raw(Raw<T> raw) {
   if constexpr (std::is_same_v<T, BFloat16>) {

@@ -105,7 +105,7 @@ struct Tail {
 
   // A line of memory for nearly every element: they are asked for some pixels ahead.
   void gather_far(int64_t p, int64_t count, Planes<A> to) const {
-        for (int64_t i = 0; i < count; i += kAhead) {
+    for (int64_t i = 0; i < count; i += kAhead) {
       const int64_t here = std::min(kAhead, count - i), next = std::min(kAhead, hw - (p + i + here));
       for (int64_t j = 0; j < block.k; ++j) {
         const T* from = sample + (p + i) * x.c + index[j];
@@ -180,8 +180,9 @@ struct Tail {
     }
   }
 
-  // The last 1x1 and the addition, channels_last: a pixel's k targets lie side by side, so the vectors run along
-  // the output channels. table holds the weights, transposed, and behind them the biases and the scores.
+  // The last 1x1 and the addition, channels_last: a pixel's k targets lie side by side, so the vectors run
+  // along the output channels. table holds the weights, transposed, and behind them the biases and the
+  // scores.
   void widen_pixels(Planes<A> inner, A* table) const {
     const int64_t k = block.k, m = block.m, row = whole_vectors(k);
     A *bias = table + m * row, *scale = bias + row;

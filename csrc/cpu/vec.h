@@ -117,42 +117,21 @@ inline Vec<A> combine(Vec<A> a, Vec<A> b) {
   return combine<A, S>(a, b, std::make_index_sequence<kLanes<A>>());
 }
 
-// v[i] becomes the vectors of one step less, until v[0]'s lane l is the sum of the lanes of v[l].
-template <class A, int S = kLanes<A> / 2>
-inline Vec<A> reduce_lanes(Vec<A> (&v)[kLanes<A>]) {
+// The sums of the lanes of each of kCount vectors (a power of two, at most the number of lanes): that of v[i]
+// is in lane i * lanes / kCount of the result. Whatever kCount, pairs are summed in the same order.
+template <class A, int S = kLanes<A> / 2, std::size_t kCount>
+inline Vec<A> reduce_lanes(Vec<A> (&v)[kCount]) {
   if constexpr (S == 0) {
     return v[0];
-  } else {
-    for (int i = 0; i < S; ++i) v[i] = combine<A, S>(v[i], v[i + S]);
+  } else if constexpr (kCount == 1) {
+    v[0] = combine<A, S>(v[0], v[0]);
     return reduce_lanes<A, S / 2>(v);
-  }
-}
-
-// The sums of the lanes of four vectors.
-template <class A>
-struct FourSums {
-  A at[4];
-};
-
-template <class A, int S>
-inline Vec<A> fold_above(Vec<A> v) {
-  if constexpr (S < kLanes<A>) {
-    return fold_above<A, S * 2>(combine<A, S>(v, v));
   } else {
-    return v;
+    Vec<A> half[kCount / 2];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kCount / 2; ++i) half[i] = combine<A, S>(v[i], v[i + kCount / 2]);
+    return reduce_lanes<A, S / 2>(half);
   }
-}
-template <class A>
-inline FourSums<A> reduce_four(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d) {
-  FourSums<A> sums;
-  if constexpr (kLanes<A> >= 4) {
-    const Vec<A> all = fold_above<A, 4>(combine<A, 2>(combine<A, 1>(a, b), combine<A, 1>(c, d)));
-    std::memcpy(sums.at, &all, sizeof sums.at);
-  } else {
-    const Vec<A> low = combine<A, 1>(a, b), high = combine<A, 1>(c, d);
-    sums = {low[0], low[1], high[0], high[1]};
-  }
-  return sums;
 }
 
 }  // namespace mod_kernels
