@@ -1,5 +1,6 @@
 #include "fuse.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "storage.h"
@@ -44,6 +45,36 @@ inline void add_pixel(const T* x, T* y, const T* z, int64_t stride_z, const Accu
   }
 }
 
+// Whether a sum that is rounded after each of its terms would be rounded more than once.
+template <class T>
+bool rounds_repeatedly(const int64_t* index, int64_t k) {
+  if constexpr (std::is_same_v<T, Accumulate<T>>) return false;
+  for (int64_t j = 1; j < k; ++j) {
+    if (std::find(index, index + j, index[j]) != index + j) return true;
+  }
+  return false;
+}
+
+// y[index[j]] += scores[j] * z[j] where channels repeat: all of a channel's terms, then the one rounding. No
+// selection repeats a channel, so this is for indices of a caller's own, and plain.
+template <class T>
+void add_repeated(const FeatureMap<T>& y, const FeatureMap<T>& z, int64_t sample, const Accumulate<T>* scores,
+                  const int64_t* index) {
+  const int64_t k = z.c, hw = y.hw();
+  const T* from = z.sample(sample);
+  for (int64_t j = 0; j < k; ++j) {
+    if (std::find(index, index + j, index[j]) != index + j) continue;  // added with the first of its channel
+    T* to = y.sample(sample) + index[j] * y.stride_c();
+    for (int64_t p = 0; p < hw; ++p) {
+      Accumulate<T> total = widen(to[p * y.stride_p()]);
+      for (int64_t i = j; i < k; ++i) {
+        if (index[i] == index[j]) total += scores[i] * widen(from[p * z.stride_p() + i * z.stride_c()]);
+      }
+      to[p * y.stride_p()] = narrow<T>(total);
+    }
+  }
+}
+
 template <class T>
 void fuse_pixels(const T* x, const FeatureMap<T>& y, const FeatureMap<T>& z, int64_t sample,
                  const Accumulate<T>* scores, const int64_t* index, Position position) {
@@ -52,6 +83,10 @@ void fuse_pixels(const T* x, const FeatureMap<T>& y, const FeatureMap<T>& z, int
   const int64_t channels = y.c, k = z.c, hw = y.hw();
   const int64_t stride_c = z.stride_c(), stride_p = z.stride_p();
   if (position == Position::kOriginal) {
+    if (rounds_repeatedly<T>(index, k)) {
+      if (x != to) std::memcpy(to, x, channels * hw * sizeof(T));
+      return add_repeated(y, z, sample, scores, index);
+    }
     for (int64_t p = 0; p < hw; ++p) {
       if (x != to) std::memcpy(to + p * channels, x + p * channels, channels * sizeof(T));
       for (int64_t j = 0; j < k; ++j) {
@@ -96,6 +131,9 @@ void fuse_sample(const FeatureMap<T>& y, const FeatureMap<T>& z, int64_t sample,
                  const int64_t* index, Position position) {
   if (y.channels_last()) return fuse_pixels<T>(y.sample(sample), y, z, sample, scores, index, position);
   const int64_t k = z.c, hw = y.hw();
+  if (position == Position::kOriginal && rounds_repeatedly<T>(index, k)) {
+    return add_repeated(y, z, sample, scores, index);
+  }
   for (int64_t j = 0; j < k; ++j) {
     T* plane = y.sample(sample) + target_channel(position, j, k, y.c, index) * hw;
     add_plane<T>(plane, plane, z.sample(sample) + j * z.stride_c(), z.stride_p(), scores[j], hw);
