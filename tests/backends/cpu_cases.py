@@ -1,0 +1,60 @@
+"""What the tests of the CPU engine's raw ops share: shapes, dtypes, arguments, and a comparison of bits."""
+
+import pytest
+import torch
+
+from mod_kernels.backends.native import CPU
+
+from ..support import feature_map, make_spec
+
+# Every tensor an op allocates is poisoned before it is written.
+MARKS = [
+    pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems)),
+    pytest.mark.usefixtures("poison"),
+]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# (N, C, H, W), k: planes in several bands, H*W of 49, 1 and 35, C no multiple of 16, k = 1 and C, N = 0, 1, 3, a
+# k above the small limit.
+SHAPES = [
+    ((1, 64, 56, 56), 4),
+    ((2, 96, 14, 14), 6),
+    ((3, 2048, 7, 7), 32),
+    ((3, 70, 5, 7), 9),
+    ((2, 64, 1, 1), 8),
+    ((1, 12, 2, 3), 12),
+    ((3, 33, 28, 28), 1),
+    ((2, 160, 3, 1), 100),
+    ((0, 64, 7, 7), 4),
+]
+
+
+def selector(spec, pooled=None):
+    return spec.fc1_weight, spec.fc2_weight, spec.fc1_bias, spec.fc2_bias, pooled, spec.k
+
+
+def block(spec, pooled=None):
+    return (*selector(spec, pooled), *spec.conv_arguments)
+
+
+def bits(x):
+    return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def calls(layout, dtype, weight_dtype):
+    """Every op with arguments, for the checks that are the same for all."""
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    spec = make_spec(64, 4, dtype=weight_dtype, bias=True)
+    x, z = (feature_map((2, channels, 5, 7), dtype, layout) for channels in (64, 4))
+    index, scores = torch.randint(0, 64, (2, 4)), torch.rand(2, 4, dtype=accumulated)
+    for name in ("select_channels", "select_channels_saving"):
+        yield name, (x, *selector(spec))
+        yield name, (x, *selector(spec, torch.rand(2, 64, dtype=accumulated)))
+    yield "gather_channels", (x, index)
+    for name in ("fuse_channels", "fuse_channels_"):
+        yield name, (x, z, scores, None, "last")
+        yield name, (x, z, scores, index, "original")
+    for name in ("add_relu_pool", "add_relu_pool_"):
+        yield name, (x, x.clone(), True)
+        yield name, (x, None, False)
+    for name in ("mod_block", "mod_block_"):
+        yield name, (x, *block(spec))
