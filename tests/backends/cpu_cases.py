@@ -7,10 +7,11 @@ from mod_kernels.backends.native import CPU
 
 from ..support import feature_map, make_spec
 
-# Every tensor an op allocates is poisoned before it is written.
+# Every tensor an op allocates is poisoned before it is written. On one thread: on more, beside other processes,
+# these small calls mostly wait; test_bitwise_whatever_the_threads_and_the_batch is there for threads.
 MARKS = [
     pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems)),
-    pytest.mark.usefixtures("poison"),
+    pytest.mark.usefixtures("poison", "one_thread"),
 ]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # (N, C, H, W), k: planes in several bands, H*W of 49, 1 and 35, C no multiple of 16, k = 1 and C, N = 0, 1, 3, a
@@ -40,15 +41,17 @@ def bits(x):
     return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
-def calls(layout, dtype, weight_dtype):
+def calls(layout, dtype, weight_dtype, shape=(2, 64, 5, 7), k=4):
     """Every op with arguments, for the checks that are the same for all."""
+    n, c, h, w = shape
     accumulated = torch.float64 if dtype == torch.float64 else torch.float32
-    spec = make_spec(64, 4, dtype=weight_dtype, bias=True)
-    x, z = (feature_map((2, channels, 5, 7), dtype, layout) for channels in (64, 4))
-    index, scores = torch.randint(0, 64, (2, 4)), torch.rand(2, 4, dtype=accumulated)
+    spec = make_spec(c, k, dtype=weight_dtype, bias=True)
+    x, z = (feature_map((n, channels, h, w), dtype, layout) for channels in (c, k))
+    index, scores = torch.randint(0, c, (n, k)), torch.rand(n, k, dtype=accumulated)
+    pooled = torch.rand(n, c, dtype=accumulated)
     for name in ("select_channels", "select_channels_saving"):
         yield name, (x, *selector(spec))
-        yield name, (x, *selector(spec, torch.rand(2, 64, dtype=accumulated)))
+        yield name, (x, *selector(spec, pooled))
     yield "gather_channels", (x, index)
     for name in ("fuse_channels", "fuse_channels_"):
         yield name, (x, z, scores, None, "last")
@@ -58,3 +61,4 @@ def calls(layout, dtype, weight_dtype):
         yield name, (x, None, False)
     for name in ("mod_block", "mod_block_"):
         yield name, (x, *block(spec))
+        yield name, (x, *block(spec, pooled))

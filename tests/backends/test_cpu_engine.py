@@ -164,26 +164,3 @@ def test_scratch_that_a_larger_call_left_behind(dtype):
         x = feature_map((3, 160, 2, 2), dtype)
         y, logits = CPU.ops["mod_block"](x, *block(spec))
         check_values(x, y, spec, logits)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("shape", [(1, 200, 28, 28), (3, 70, 35, 35), (9, 512, 7, 7)])
-def test_bitwise_whatever_the_threads_and_the_batch(shape, layout, dtype):
-    spec = make_spec(shape[1], 9, dtype=dtype)
-    x = feature_map(shape, dtype, layout)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(CPU.ops["mod_block"](x, *block(spec)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
-    alone = [CPU.ops["mod_block"](x[i : i + 1], *block(spec)) for i in range(len(x))]
-    assert all(
-        torch.equal(together, torch.cat(one))
-        for together, one in zip(results[0], zip(*alone, strict=True), strict=True)
-    )

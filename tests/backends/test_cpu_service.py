@@ -13,7 +13,7 @@ from mod_kernels.backends._engine import Call
 from mod_kernels.backends.native import CPU, NATIVE, OPS, isa_levels
 
 from ..support import LAYOUTS, feature_map, make_spec
-from .cpu_cases import DTYPES, MARKS, calls, selector
+from .cpu_cases import DTYPES, MARKS, bits, calls, selector
 
 pytestmark = MARKS
 
@@ -37,6 +37,35 @@ def test_no_aten_operator_but_allocation(layout, dtype, weight_dtype):
         ran = {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
         assert ran <= {"aten::empty", "aten::new_empty"}, name
         assert f"mod_kernels_cpu::{name}" in {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 200, 28, 28), (3, 70, 35, 35), (9, 512, 7, 7)])
+def test_bitwise_whatever_the_threads_and_the_batch(shape, layout, dtype):
+    """Of every op what it returns and what is in x after it; shapes that are split by stages and by samples."""
+
+    def run(name, arguments):
+        x, *rest = arguments
+        x = x.clone()
+        result = CPU.ops[name](x, *rest)
+        result = result if isinstance(result, tuple) else (result,)
+        return [x, *(tensor for tensor in result if tensor is not None)]
+
+    for name, arguments in calls(layout, dtype, dtype, shape, k=9):
+        results = []
+        for count in (1, 2, 3):  # the fixture puts the one thread back
+            torch.set_num_threads(count)
+            results.append(run(name, arguments))
+        alone = []
+        for i in range(shape[0]):  # no weight has as many rows as the batch has samples
+            of_samples = (isinstance(a, torch.Tensor) and len(a) == shape[0] for a in arguments)
+            alone.append(
+                run(name, [a[i : i + 1] if of else a for a, of in zip(arguments, of_samples, strict=True)])
+            )
+        results.append([torch.cat(one) for one in zip(*alone, strict=True)])
+        for other in results[1:]:
+            assert all(map(torch.equal, map(bits, results[0]), map(bits, other))), name
 
 
 def test_outputs_are_poisoned():
