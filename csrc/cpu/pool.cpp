@@ -50,17 +50,19 @@ inline Vec<Accumulate<T>> row_lanes(const E& element, int64_t at, int64_t length
   }
   const int64_t rest = length % kLanes<A>;
   const Raw<T> last = rest ? element.compute(at + length - kLanes<A>) : Raw<T>{};
-  // Two sums suffice: the next row's additions do not wait for this one's, and folding more would cost.
-  Vec<A> sum[2] = {};
+  // Two sums suffice where vectors are wide: the next row's additions do not wait for this one's, and folding
+  // more would cost.
+  constexpr int kSums = kVectorBytes == 16 ? 4 : 2;
+  Vec<A> sum[kSums] = {};
   int64_t i = 0;
-  for (; i + 2 * kLanes<A> <= length; i += 2 * kLanes<A>) {
-    for (int j = 0; j < 2; ++j) {
+  for (; i + kSums * kLanes<A> <= length; i += kSums * kLanes<A>) {
+    for (int j = 0; j < kSums; ++j) {
       const Raw<T> v = element.compute(at + i + j * kLanes<A>);
       element.put(at + i + j * kLanes<A>, v);
       sum[j] += widen_raw<T>(v);
     }
   }
-  if (i + kLanes<A> <= length) {
+  for (; i + kLanes<A> <= length; i += kLanes<A>) {
     const Raw<T> v = element.compute(at + i);
     element.put(at + i, v);
     sum[0] += widen_raw<T>(v);
@@ -69,7 +71,10 @@ inline Vec<Accumulate<T>> row_lanes(const E& element, int64_t at, int64_t length
     element.put(at + length - kLanes<A>, last);
     sum[1] += keep_last<A>(widen_raw<T>(last), rest);
   }
-  return sum[0] + sum[1];
+  for (int half = kSums / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) sum[j] += sum[j + half];
+  }
+  return sum[0];
 }
 
 template <class T, class E>
