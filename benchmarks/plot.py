@@ -15,8 +15,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from mod_kernels._layout import NCHW
 from mod_kernels.bench.machine import short_name
-from mod_kernels.bench.providers import ENGINES
+from mod_kernels.bench.providers import ENGINES, IN_PLACE
 from mod_kernels.bench.store import Results, Row, load
 from mod_kernels.bench.table import by_cell, geometric_mean, ratio
 
@@ -56,12 +57,14 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
     groups: dict[tuple, list[Row]] = {}
     for row in results.rows:
         if row.kind != "network":
-            groups.setdefault((row.device, row.dtype, row.threads, row.mode, row.cache, row.kind), []).append(row)
+            group = (row.device, row.dtype, row.layout, row.threads, row.mode, row.cache, row.kind)
+            groups.setdefault(group, []).append(row)
     pictures = []
     for group, rows in groups.items():
-        device, dtype, threads, mode, cache, kind = group
-        part = f"threads{threads}" if device == "cpu" else f"{mode}-{cache}"
-        parts = [file.stem, kind, part] if dtype in file.stem else [file.stem, kind, dtype, part]
+        device, dtype, layout, threads, mode, cache, kind = group
+        parts = [file.stem, kind]
+        parts += [what for what in (dtype, layout) if what != NCHW and what not in file.stem]
+        parts.append(f"threads{threads}" if device == "cpu" else f"{mode}-{cache}")
         picture = file.with_name("-".join(parts) + f".{picture_format}")
         _draw(results, group, rows, picture)
         pictures.append(picture)
@@ -69,8 +72,8 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
 
 
 def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> None:
-    device, dtype, threads, mode, cache, kind = group
-    ours = f"{ENGINES[device]}-inplace"
+    device, dtype, layout, threads, mode, cache, kind = group
+    ours = ENGINES[device] + IN_PLACE
     cells = by_cell(rows)
     batches = sorted({row.batch for row in rows})
     figure, axes = plt.subplots(1, len(batches), figsize=(4.6 * len(batches), 4.4), squeeze=False)
@@ -84,7 +87,7 @@ def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> Non
     how = {"eager": "one call after the other", "graph": "inside CUDA graphs"}[mode]
     where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{how}, L2 {cache}"
     speed = f"; ours {mean:.1f}x the plain clone form (geometric mean)" if mean else ""
-    figure.suptitle(f"MoD block ({kind}), {dtype}, {where}{speed}", fontsize=12)
+    figure.suptitle(f"MoD block ({kind}), {dtype}, {layout}, {where}{speed}", fontsize=12)
     machine = results.machine
     label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
     figure.text(0.5, 0.085, label, ha="center", fontsize=8, color="#555555")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import _info, _verify_table
+from ._layout import NCHW
 from .backends import BACKENDS as KNOWN_BACKENDS
 from .verify import BACKENDS, verify
 
@@ -65,7 +66,11 @@ def verify_command(
 def bench(
     networks: Annotated[bool, typer.Option("--networks", help="whole networks instead of blocks")] = False,
     network: Annotated[list[str] | None, typer.Option(help="which, with --networks; repeatable")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="the four bottleneck blocks, within two minutes")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="the bottleneck blocks, within two minutes")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="bottleneck or basic; default both (--quick: bottleneck)")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="of x: nchw, the default, or channels_last")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="CPU threads; repeatable; default 1 and all")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -75,15 +80,24 @@ def bench(
     """Measure plain PyTorch, torch.compile and this package side by side. Ctrl-C keeps what was measured."""
     from .bench import blocks, machine, store, table
     from .bench import networks as whole
+    from .bench.shapes import FORMATS
 
     _device(device)
-    if quick and networks:
-        _refuse("--quick is blocks only: leave out --networks or --quick")
+    for option, given in (("--quick", quick), ("--kind", kind), ("--layout", layout)):
+        if given and networks:
+            _refuse(f"{option} is blocks only: leave out --networks or {option}")
     if network and not networks:
         _refuse("--network goes with --networks")
-    # Below these the engines have no kernels, and plain code on a CPU has none worth comparing with.
-    dtypes = ("float32",) if device == "cpu" else ("float32", "float16")
-    chosen = _DTYPES[_one_of("dtype", dtype or dtypes[-1], dtypes)]
+    # On a GPU float64 has no kernels. Whole networks on a CPU: in bfloat16 plain code selects so differently that
+    # its output is as far off as with no MoD block at all, in float16 its convolutions take ten times as long.
+    dtypes, default = (("float32", "float16"), "float16") if device == "cuda" else (tuple(_DTYPES), "float32")
+    if networks and device == "cpu":
+        dtypes = ("float32",)
+    chosen = _DTYPES[_one_of("dtype", dtype or default, dtypes)]
+    shapes = {"bottleneck": blocks.BOTTLENECK, "basic": blocks.BASIC}
+    if kind is not None or quick:
+        shapes = {kind or "bottleneck": shapes[_one_of("kind", kind or "bottleneck", shapes)]}
+    _one_of("layout", layout or NCHW, FORMATS)
     counts = tuple(threads or dict.fromkeys((1, torch.get_num_threads())))
     for name, values in (("threads", counts), ("batch", batch or ())):
         if min(values, default=1) < 1:
@@ -110,7 +124,12 @@ def bench(
                 whole.run(names, tuple(batch or (1,)), counts, results, on_cell, device, chosen)
             else:
                 plan = blocks.Plan(
-                    batches=tuple(batch or blocks.BATCHES), threads=counts, device=device, dtype=chosen
+                    tuple(shape for chosen_kind in shapes.values() for shape in chosen_kind),
+                    tuple(batch or blocks.BATCHES),
+                    counts,
+                    device,
+                    chosen,
+                    layout or NCHW,
                 )
                 blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
         except KeyboardInterrupt:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .. import backends
+from .._layout import NCHW
 from . import providers
 from .check import check, exact_logits
-from .providers import PLAIN, Provider, Unavailable
+from .providers import FED, IN_PLACE, PLAIN, Provider, Unavailable
 from .shapes import BASIC, BATCHES, BOTTLENECK, Shape, make_spec, make_x
 from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
@@ -29,6 +30,7 @@ class Plan:
     threads: tuple[int, ...] = (1,)  # ignored on a GPU
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    layout: str = NCHW
     rounds: int = 40
     cell_s: float = 10.0  # rounds end early past this
     compile_batches: tuple[int, ...] = BATCHES
@@ -37,13 +39,9 @@ class Plan:
 
 
 def quick(plan: Plan) -> Plan:
-    """The bottleneck shapes, within two minutes on two cores; a GPU has four times as many cells."""
-    return Plan(
-        shapes=BOTTLENECK,
-        batches=plan.batches,
-        threads=plan.threads,
-        device=plan.device,
-        dtype=plan.dtype,
+    """Four shapes within two minutes on two cores; a GPU has four times as many cells."""
+    return replace(
+        plan,
         rounds=15,
         cell_s=1.0,
         compile_batches=(1,) if plan.device == "cpu" else plan.batches,
@@ -133,7 +131,7 @@ class _Compiler:
 def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: _Compiler) -> list[Row]:
     """Check and time every provider of one cell."""
     spec = make_spec(cell.shape, plan.dtype, plan.device)
-    x = make_x(cell.shape, cell.batch, spec)
+    x = make_x(cell.shape, cell.batch, spec, layout=plan.layout)
     logits = exact_logits(x, spec)
     rows = _Rows(cell, plan)
     clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == "cold")
@@ -189,6 +187,7 @@ class _Rows:
             cell.cache,
             provider,
             check,
+            layout=self.plan.layout,
             **times,
         )
 
@@ -204,11 +203,11 @@ class _Rows:
 def _candidates(spec, x: Tensor, engine: str, rows: _Rows) -> list[Provider]:
     """The plain forms and ours; a row for each of ours that can't run."""
     found = [providers.plain_provider(name.removeprefix("plain-"), spec) for name in PLAIN]
-    for in_place in (False, True):
+    for ending in ("", IN_PLACE, FED):
         try:
-            found.append(providers.engine_provider(engine, spec, in_place, x))
+            found.append(providers.engine_provider(engine, spec, ending != "", x, fed=ending == FED))
         except Unavailable as reason:
-            rows.add(f"{engine}-inplace" if in_place else engine, f"left out: {reason}")
+            rows.add(engine + ending, f"left out: {reason}")
     return found
 
 

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.backends import cudnn
 
 from .. import backends, functional, plain, reference
+from .._library import accumulation_dtype
 from ..spec import MoDSpec
 
 PLAIN = ("plain-clone", "plain-cat", "plain-inplace")
-# The engine of ours that is measured on a device; its in-place form has "-inplace" added.
+# The engine of ours that is measured on a device, and what is added to its name.
 ENGINES = {"cpu": "cpu", "cuda": "triton"}
+IN_PLACE, FED = "-inplace", "-inplace-fed"
 
 
 class Unavailable(Exception):
@@ -68,37 +70,40 @@ def compiled_provider(best: Provider, threads: int) -> Provider:
     return Provider("compile", run, run)
 
 
-def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor) -> Provider:
+def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor, fed: bool = False) -> Provider:
     """One of ours, called through the public op, Python and checks included; time it under ``use_backend``.
+
+    ``fed``: given the means of x, worked out here, as ``add_relu_pool`` leaves them before it.
 
     Raises:
         Unavailable: the backend does not serve this block; never falls back to another.
     """
     op = functional.mod_block_ if in_place else functional.mod_block
+    pooled = x.mean((2, 3), dtype=accumulation_dtype(x.dtype)) if fed else None
     with backends.use_backend(backend):
-        explanation = functional.explain(op, x, spec)
+        explanation = functional.explain(op, x, spec, pooled)
     if explanation.backend != backend:
         raise Unavailable(explanation.reasons.get(backend, "not served"))
 
     def run(x: Tensor) -> Tensor:
-        return op(x, spec)
+        return op(x, spec, pooled)
 
     def checked(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The public op's own output; the selection is that of the logits of the raw op behind it, run on a copy,
         # where it must give the same bits.
         with backends.use_backend(backend):
-            engine = backends.choose(functional._CALLS[op.__name__](x, spec))
-            arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+            engine = backends.choose(functional._CALLS[op.__name__](x, spec, pooled))
+            arguments = (*spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
             again = x.clone()
             outputs = engine.ops[op.__name__](again, *arguments)
             again, logits = (again, outputs) if in_place else outputs
-            y = op(x, spec)
+            y = op(x, spec, pooled)
         if not torch.equal(y, again):
             raise RuntimeError("two runs on the same input differ")
         index = reference.rank_channels(logits, spec.k)
         return y, torch.sigmoid(logits.gather(1, index)), index
 
-    return Provider(f"{backend}-inplace" if in_place else backend, run, checked, in_place)
+    return Provider(backend + (FED if fed else IN_PLACE if in_place else ""), run, checked, in_place)
 
 
 def same_arithmetic() -> AbstractContextManager:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._layout import CHANNELS_LAST, NCHW
 from ..spec import MoDSpec
 from .check import exact_logits
 
 BATCHES = (1, 8, 32)
+FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 # A branch a tenth as large as x: in-place blocks run again and again on one buffer, which has to stay finite
 # from one refill to the next (timing.MAX_REPEATS calls).
 BRANCH_SCALE = 0.1
@@ -79,8 +81,8 @@ def make_spec(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> M
     )
 
 
-def make_x(shape: Shape, batch: int, spec: MoDSpec, seed: int = 1) -> Tensor:
-    """x (N, C, H, W), drawn again sample by sample until no logits come near a tie.
+def make_x(shape: Shape, batch: int, spec: MoDSpec, seed: int = 1, layout: str = NCHW) -> Tensor:
+    """x (N, C, H, W), the same values in either layout, drawn again until no logits come near a tie.
 
     A selector without biases gives equal logits to every sample whose hidden layer is dead (one in sixteen at
     R = 4), and ``torch.topk`` promises nothing there: such samples would make right providers differ.
@@ -91,7 +93,7 @@ def make_x(shape: Shape, batch: int, spec: MoDSpec, seed: int = 1) -> Tensor:
     for _ in range(1000):
         close = _near_tie(x, spec)
         if not close.numel():
-            return x
+            return x.contiguous(memory_format=FORMATS[layout])
         x[close] = torch.randn((len(close), *size), generator=generator).to(x)
     raise RuntimeError(f"no input without near ties was found for {shape.name}")
 

@@ -34,11 +34,13 @@ class Row:
     samples: int = 0
     repeats: int = 0
     over_identity_ms: float | None = None  # networks: median over the rounds of its time less the identity's
+    layout: str = "nchw"  # of x; files from before there was a choice do not say
 
     @property
     def cell(self) -> tuple:
         """What rows compared with each other have in common."""
-        return (self.kind, self.name, self.batch, self.threads, self.device, self.dtype, self.mode, self.cache)
+        run = (self.device, self.dtype, self.layout, self.mode, self.cache)
+        return (self.kind, self.name, self.batch, self.threads, *run)
 
 
 @dataclass

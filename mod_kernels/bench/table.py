@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .machine import short_name
-from .providers import ENGINES, PLAIN
+from .providers import ENGINES, FED, IN_PLACE, PLAIN
 from .store import Results, Row
 
 MISSING = "-"
@@ -40,7 +40,8 @@ def show(results: Results, console: Console) -> None:
     blocks = [row for row in results.rows if row.kind != "network"]
     groups: dict[tuple, list[Row]] = {}
     for row in blocks:
-        groups.setdefault((row.device, row.dtype, row.threads, row.mode, row.cache), []).append(row)
+        group = (row.device, row.dtype, row.layout, row.threads, row.mode, row.cache)
+        groups.setdefault(group, []).append(row)
     for group, rows in groups.items():
         console.print(_block_table(group, rows, results))
     networks = [row for row in results.rows if row.kind == "network"]
@@ -59,23 +60,24 @@ def show(results: Results, console: Console) -> None:
 
 
 def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
-    device, dtype, threads, mode, cache = group
+    device, dtype, layout, threads, mode, cache = group
     ours = ENGINES[device]
     where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{mode}, L2 {cache}"
     bandwidth = results.bandwidth_gbs.get("gpu" if threads is None else str(threads))
     reads = f", reads {bandwidth:.0f} GB/s" if bandwidth else ""
-    table = Table(title=f"MoD block, {dtype}, {device}, {where}{reads}; median ms")
-    names = [*PLAIN, "compile", ours, f"{ours}-inplace", "floor", "limit"]
+    table = Table(title=f"MoD block, {dtype}, {layout}, {device}, {where}{reads}; median ms")
+    measured = {row.provider for row in rows}
+    names = [*PLAIN, "compile", ours, ours + IN_PLACE, ours + FED, "floor", "limit"]
+    names = [name for name in names if name in measured]
     for heading in ("block", "N"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in names:
-        table.add_column(
-            name.replace("-", "\n", 1), justify="right", style="bold" if name.startswith(ours) else ""
-        )
-    for heading in ("clone/\nours", "best plain/\nours", "floor/\nours"):
+        style = "bold" if name.startswith(ours) else ""
+        table.add_column(name.replace("-", "\n"), justify="right", style=style)
+    for heading in ("clone/\nours", "best\nplain/\nours", "floor/\nours"):
         table.add_column(heading, justify="right")
     ratios: list[list[float | None]] = []
-    in_place = f"{ours}-inplace"
+    in_place = ours + IN_PLACE
     for cell in by_cell(rows).values():
         first = next(iter(cell.values()))
         ratios.append(
@@ -89,10 +91,11 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
         table.add_row(first.name, str(first.batch), *times, *_ratios(ratios[-1]))
     means = [geometric_mean(column) for column in zip(*ratios, strict=True)]
     table.add_section()
-    table.add_row("geometric mean", "", *[""] * len(names), *_ratios(means))
+    table.add_row("geometric\nmean", "", *[""] * len(names), *_ratios(means))
     table.caption = (
-        "ours is the in-place form; best plain is the fastest of the plain forms and compile; floor: x.mean and "
-        "two linears; limit: the block's bytes at the bandwidth above (in cache a kernel can beat it)"
+        "ours is the in-place form; fed, the same given x's means, is in no ratio; best plain is the fastest of "
+        "the plain forms and compile; floor: x.mean and two linears; limit: the block's bytes at the bandwidth "
+        "above (in cache a kernel can beat it)"
     )
     return table
 

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from mod_kernels import plain, reference
+from mod_kernels import backends, plain, reference
+from mod_kernels._layout import layout_of
+from mod_kernels.backends.native import CPU
 from mod_kernels.bench import blocks, providers, store
 from mod_kernels.bench.check import check, exact_logits
 from mod_kernels.bench.providers import Provider
@@ -153,10 +155,48 @@ def _run_cell():
     return blocks.run_cell(CELL, PLAN, 10.0, blocks._Compiler(PLAN))
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [SHAPE, Shape("basic", 128, 5, 7)])
+def test_every_provider_is_right_in_every_dtype_and_layout(monkeypatch, shape, dtype, layout):
+    """And is timed on x in that layout, the floor too."""
+    given, timed = set(), blocks._timed
+
+    def noted(provider, x, mode):
+        given.add((provider.name, layout_of(x), x.dtype))
+        return timed(provider, x, mode)
+
+    monkeypatch.setattr(blocks, "_timed", noted)
+    plan = dataclasses.replace(PLAN, dtype=dtype, layout=layout)
+    rows = blocks.run_cell(blocks.Cell(shape, 2, 1), plan, 10.0, blocks._Compiler(plan))
+    assert {(row.layout, row.dtype) for row in rows} == {(layout, str(dtype).removeprefix("torch."))}
+    checks = {row.provider: row.check for row in rows}
+    names = {"plain-clone", "plain-cat", "plain-inplace"}
+    if CPU.library is not None:
+        names |= {"cpu", "cpu-inplace", "cpu-inplace-fed"}
+    assert {name for name, said in checks.items() if said == "ok"} == names
+    assert given == {(name, layout, dtype) for name in names | {"floor"}}
+
+
+def test_the_values_of_x_are_the_same_in_either_layout(block):
+    spec, x = block
+    assert torch.equal(make_x(SHAPE, 3, spec, layout="channels_last"), x)
+
+
+@pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
+def test_a_fed_provider_selects_by_the_means_it_was_given(block):
+    spec, x = block
+    with backends.use_backend("cpu"):
+        for given, said in ((x, ""), (x.flip(1), "selected a channel that is not among the k largest")):
+            provider = providers.engine_provider("cpu", spec, True, given, fed=True)
+            assert provider.name == "cpu-inplace-fed"
+            assert check(provider, x, spec, exact_logits(x, spec), ours=True) == said
+
+
 def test_an_engine_that_is_not_there_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(providers, "ENGINES", {"cpu": "cuda"})
     rows = {row.provider: row for row in _run_cell()}
-    for name in ("cuda", "cuda-inplace"):
+    for name in ("cuda", "cuda-inplace", "cuda-inplace-fed"):
         assert rows[name].check == "left out: the CUDA C++ engine is not part of this version"
         assert rows[name].median_ms is None
     assert rows["plain-clone"].median_ms > 0

@@ -1,5 +1,6 @@
 """Result files, tables, plots, the timing loop, and the GPU run's steps."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -27,8 +28,8 @@ def results():
     return Results(machine.describe(), "mod-kernels bench", rows, {"1": 12.0}, ["a note"])
 
 
-def shown(results):
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def shown(results, width=200):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     table.show(results, console)
     return console.export_text()
 
@@ -37,6 +38,29 @@ def test_results_survive_a_file(results, tmp_path):
     path = tmp_path / "new" / "blocks.json"
     store.save(results, path)
     assert store.load(path) == results
+
+
+def test_a_file_from_before_layouts_is_of_nchw(results, tmp_path):
+    path = tmp_path / "blocks.json"
+    store.save(results, path)
+    data = json.loads(path.read_text())
+    for row in data["rows"]:
+        assert row.pop("layout") == "nchw"
+    path.write_text(json.dumps(data))
+    assert store.load(path) == results
+
+
+def test_layouts_are_tables_of_their_own(results):
+    last = [dataclasses.replace(row, layout="channels_last", median_ms=9.0) for row in results.rows[:1]]
+    last += [row("cpu-inplace", 3.0, layout="channels_last"), row("cpu-inplace-fed", 2.0, layout="channels_last")]
+    results.rows += last
+    assert len(table.by_cell(results.rows)) == 2
+    text = shown(results)
+    assert "float32, nchw, cpu" in text and "float32, channels_last, cpu" in text
+    line = [line for line in text.splitlines() if "256x56x56" in line and "│" in line][1]
+    cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+    # Fed is shown, and in no ratio.
+    assert cells == ["256x56x56", "1", "9", "3", "2", "3.00", "3.00", "-"]
 
 
 def test_another_schema_is_refused(results, tmp_path):
@@ -55,6 +79,15 @@ def test_the_table_shows_ratios_wrong_and_missing(results):
     assert "256x56x56 N=1 plain-cat: wrong: off" in text
     assert "a note" in text
     assert "reads 12 GB/s" in text
+
+
+def test_a_full_table_fits_the_narrowest_console_it_is_given(results):
+    """130 columns (cli._console)."""
+    names = ["plain-clone", "plain-cat", "plain-inplace", "compile", "cpu", "cpu-inplace", "cpu-inplace-fed"]
+    results.rows = [row(name, 0.01234, name="1024x14x14", batch=256) for name in [*names, "floor", "limit"]]
+    text = shown(results, width=130)
+    assert text.count("0.0123") == 9
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
 
 
 def test_a_wrong_provider_is_in_no_ratio(results):
@@ -141,10 +174,14 @@ def test_a_sample_is_long_enough_and_prepared_outside_the_clock():
 def test_plots_are_made_from_the_file_alone(results, tmp_path):
     pytest.importorskip("matplotlib")
     plot = _script("plot")
+    results.rows.append(row("cpu-inplace", 3.0, layout="channels_last"))
     path = tmp_path / "blocks.json"
     store.save(results, path)
     pictures = plot.plot(path)
-    assert [picture.name for picture in pictures] == ["blocks-bottleneck-float32-threads1.png"]
+    assert [picture.name for picture in pictures] == [
+        "blocks-bottleneck-float32-threads1.png",
+        "blocks-bottleneck-float32-channels_last-threads1.png",
+    ]
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
     other = tmp_path / "gpu.json"
     other.write_text("{}")
