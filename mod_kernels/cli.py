@@ -188,7 +188,7 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 def _console() -> Console:
     """Standard output, never so narrow that rich would cut the numbers off: better that a terminal wraps rows."""
     console = Console()
-    return Console(width=max(console.width, 130 if console.is_terminal else 170))
+    return Console(width=max(console.width, 140 if console.is_terminal else 170))
 
 
 def _progress() -> Progress:

@@ -1,7 +1,7 @@
 """An engine made of the reference, in any dtype: it lets float64 gradcheck go through the engine path.
 
-The compiled engines are float32, where gradcheck can say nothing, and the reference has no Function of its own.
-With this engine in front, the wrappers, the autograd Functions and the raw-op contract run in float64.
+The reference has no Function of its own, and the compiled engines may not be there. With this engine in front, the
+wrappers, the autograd Functions and the raw-op contract run in float64 anywhere.
 """
 
 import torch

@@ -1,24 +1,28 @@
-"""Gradients: float64 gradcheck through the engine path and the reference; float32 engines against float64."""
+"""Gradients: float64 gradcheck through the engine path and the reference; the CPU engine's in every dtype."""
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from mod_kernels import functional, reference, use_backend
+from mod_kernels._tolerances import VALUES
+from mod_kernels.backends.native import CPU
 
 from .support import feature_map, make_spec, relative_error, selector_of
 
 POSITIONS = ("first", "last", "original")
 
 
-@pytest.fixture(params=["engine", "reference"])
-def path(request):
-    """Both ways a gradient can take: the Functions of _autograd, and autograd through the reference."""
+@pytest.fixture(params=["engine", "cpu", "reference"])
+def path(request, one_thread):
+    """The ways a gradient can take: the Functions of _autograd before either engine, and through the reference."""
+    if request.param == "cpu" and CPU.library is None:
+        pytest.skip("; ".join(CPU.problems))
     if request.param == "engine":
         request.getfixturevalue("oracle_engine")
         yield request.param
     else:
-        with use_backend("reference"):
+        with use_backend(request.param):
             yield request.param
 
 
@@ -95,14 +99,15 @@ def block(x, fc1, fc2, conv, k):
     return functional.fuse_channels(x, z, scores)
 
 
+@pytest.mark.parametrize("dtype", VALUES)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_cpu_engine_gradients_agree_with_float64(layout):
+def test_cpu_engine_gradients_agree_with_float64(layout, dtype):
     """Every gradient of a block on the compiled engine against the float64 reference, as a norm."""
-    x = feature_map((3, 32, 7, 5), layout=layout)
-    spec = make_spec(32, 4, hidden=8)
+    x = feature_map((3, 32, 7, 5), dtype, layout)
+    spec = make_spec(32, 4, hidden=8, dtype=dtype)
     leaves = [t.detach().clone().requires_grad_() for t in (x, spec.fc1_weight, spec.fc2_weight)]
-    leaves.append(torch.randn(4, 4, 1, 1, requires_grad=True))
-    dy = feature_map((3, 32, 7, 5), layout=layout)
+    leaves.append(torch.randn(4, 4, 1, 1, dtype=dtype, requires_grad=True))
+    dy = feature_map((3, 32, 7, 5), dtype, layout)
     with use_backend("cpu"):
         grads = torch.autograd.grad(block(*leaves, 4), leaves, dy)
     twins = [t.detach().double().requires_grad_() for t in leaves]
@@ -110,7 +115,7 @@ def test_cpu_engine_gradients_agree_with_float64(layout):
         expected = torch.autograd.grad(block(*twins, 4), twins, dy.double())
     for name, got, want in zip(("x", "fc1", "fc2", "conv"), grads, expected, strict=True):
         assert want.abs().max() > 1e-6, name  # the path exists at all
-        assert relative_error(got, want) < 1e-5, name
+        assert got.dtype == dtype and relative_error(got, want) < VALUES[dtype], name
 
 
 @pytest.mark.parametrize("frozen", ["selector", "x"])
