@@ -7,8 +7,9 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 RUN := $(VENV)/bin/python -m
 PYTEST := $(RUN) pytest -q -n 2
 TRITON_TESTS := tests/backends/triton
+CPP_FILES := $(foreach folder,csrc tests/native benchmarks/native,'$(folder)/*.cpp' '$(folder)/*.h')
 
-.PHONY: test bench gpu lint format unit ahead-of-time interpreter test-floor figures clean
+.PHONY: test bench gpu lint format unit ahead-of-time interpreter sanitize test-floor figures clean
 
 test: lint unit ahead-of-time interpreter
 
@@ -22,12 +23,12 @@ gpu:
 lint: $(VENV)/.built
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files $(CPP_FILES))
 
 format: $(VENV)/.built
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
-	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(VENV)/bin/clang-format -i $$(git ls-files $(CPP_FILES))
 
 # What times calls runs by itself: a second process on the same caches is in every one of its runs.
 unit: $(VENV)/.built
@@ -40,6 +41,10 @@ ahead-of-time: $(VENV)/.built
 
 interpreter: $(VENV)/.built
 	TRITON_INTERPRET=1 $(PYTEST) $(TRITON_TESTS) --ignore $(TRITON_TESTS)/test_ahead_of_time.py
+
+# The CPU kernels without torch, in guarded memory under sanitizers; part of `make unit`.
+sanitize: $(VENV)/.built
+	$(PYTEST) tests/backends/test_native_program.py
 
 # The oldest versions promised. The library that runs here was built against the newest torch: that it loads
 # is the point of the stable ABI. The last line compiles it against the oldest headers as well.
