@@ -34,6 +34,8 @@ class Row:
     samples: int = 0
     repeats: int = 0
     over_identity_ms: float | None = None  # networks: median over the rounds of its time less the identity's
+    # Networks, ours: (fused - identity) / (plain - identity), and the ends of its 95% confidence interval.
+    share: tuple[float, float, float] | None = None
     layout: str = "nchw"  # of x; files from before there was a choice do not say
 
     @property

@@ -115,20 +115,18 @@ def _network_table(rows: list[Row]) -> Table:
     for cell in by_cell(rows).values():
         first = next(iter(cell.values()))
         best = [name for name in names[:2] if name in cell and cell[name].median_ms is not None]
-        share = None
-        if best and "fused" in cell and cell["fused"].over_identity_ms is not None:
-            plain = min(cell[name].over_identity_ms for name in best)
-            share = cell["fused"].over_identity_ms / plain if plain > 0 else None
+        share = cell["fused"].share if "fused" in cell else None
         table.add_row(
             first.name,
             str(first.batch),
             str(first.threads or first.mode),
             *[_time(cell.get(name)) for name in names],
-            *_ratios([ratio(cell, best, "fused"), share]),
+            *_ratios([ratio(cell, best, "fused")]),
+            MISSING if share is None else "{:.2f} ({:.2f} to {:.2f})".format(*share),
         )
     table.caption = (
         "plain is the faster of the two plain forms; identity: the MoD blocks left out, the limit; "
-        "differences are medians over the rounds, each round's against its own"
+        "differences are medians over the rounds, each round's against its own; in brackets a 95% interval"
     )
     return table
 

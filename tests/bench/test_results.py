@@ -101,27 +101,15 @@ def test_geometric_mean():
     assert table.geometric_mean([None]) is None
 
 
-def test_the_network_table_compares_round_by_round(results):
-    def network(provider, median, over):
-        return Row(
-            "resnet75_mod",
-            "network",
-            1,
-            1,
-            "cpu",
-            "float32",
-            "eager",
-            "warm",
-            provider,
-            "ok",
-            median,
-            over_identity_ms=over,
-        )
+def test_the_network_table_shows_the_share_with_its_interval(results):
+    def network(provider, median, share=None):
+        cell = ("resnet75_mod", "network", 1, 1, "cpu", "float32", "eager", "warm")
+        return Row(*cell, provider, "ok", median, share=share)
 
-    results.rows = [network("plain", 12.0, 2.5), network("plain-inplace", 11.0, 2.0)]
-    results.rows += [network("fused", 10.5, 0.5), network("identity", 10.0, 0.0)]
+    results.rows = [network("plain", 12.0), network("plain-inplace", 11.0), network("identity", 10.0)]
+    results.rows.append(network("fused", 10.5, (0.25, 0.2, 0.31)))
     line = next(line for line in shown(results).splitlines() if "resnet75_mod" in line and "│" in line)
-    assert line.split("│")[-2].strip() == "0.25"
+    assert line.split("│")[-2].strip() == "0.25 (0.20 to 0.31)"
 
 
 def test_the_machine_is_described():
