@@ -140,16 +140,30 @@ inline void linear_rest(const Linear<A>& layer, const A* in, int64_t n, int64_t 
   }
 }
 
+template <class W>
+inline void prefetch(const W* begin, const W* end) {
+  constexpr int64_t kLine = 64 / sizeof(W);
+  for (; begin < end; begin += kLine) __builtin_prefetch(begin);
+}
+
 template <class A, class W>
 void linear_of(const Linear<A>& layer, const A* in, int64_t samples, int64_t begin, int64_t end, A* out) {
   if (samples == 1) {  // one sample has too few independent sums in four rows to fill the pipeline
     // Long rows go by the memory's rate, which more than eight streams lower; short ones by that of the
     // reduction, which is the better the more it has to do at once.
     constexpr int64_t kLongRow = 512;
-    if (kLanes<A> < 16 || layer.inputs >= kLongRow) {
+    if (layer.inputs >= kLongRow) {
       for (int64_t r = begin; r < end; r += 2 * kRows) linear_tile<A, W, 1, 2>(layer, in, 0, r, end, out);
-    } else {
-      for (int64_t r = begin; r < end; r += 4 * kRows) linear_tile<A, W, 1, 4>(layer, in, 0, r, end, out);
+      return;
+    }
+    constexpr int kGroups = kLanes<A> >= 16 ? 4 : 2;
+    const W* weight = static_cast<const W*>(layer.weight);
+    for (int64_t r = begin, next; r < end; r = next) {
+      next = r + kGroups * kRows;
+      // Many short rows at once are no stream that the hardware follows: the next ones are asked for in
+      // order.
+      prefetch(weight + next * layer.inputs, weight + std::min(next + kGroups * kRows, end) * layer.inputs);
+      linear_tile<A, W, 1, kGroups>(layer, in, 0, r, end, out);
     }
     return;
   }

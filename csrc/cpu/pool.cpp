@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "storage.h"
 
@@ -78,7 +79,7 @@ inline Vec<Accumulate<T>> row_lanes(const E& element, int64_t at, int64_t length
 }
 
 template <class T, class E>
-void pool_rows(const E& element, int64_t hw, int64_t begin, int64_t end, Accumulate<T>* pooled) {
+void sum_rows(const E& element, int64_t hw, int64_t begin, int64_t end, Accumulate<T>* pooled) {
   using A = Accumulate<T>;
   const Vec<A> count = splat(static_cast<A>(hw));
   for (int64_t c = begin; c < end; c += kLanes<A>) {
@@ -86,6 +87,39 @@ void pool_rows(const E& element, int64_t hw, int64_t begin, int64_t end, Accumul
     Vec<A> sums[kLanes<A>] = {};
     for (int64_t j = 0; j < here; ++j) sums[j] = row_lanes<T>(element, (c + j) * hw, hw);
     store_first(pooled + c, reduce_lanes<A>(sums) / count, here);
+  }
+}
+
+// Writes elements at to end - 1, in vectors that lie whole in a line of y.
+template <class T, class E>
+inline void write_flat(const E& element, int64_t at, int64_t end) {
+  constexpr int64_t kStep = kLanes<Accumulate<T>>, kBytes = kStep * sizeof(T);
+  const int64_t past = reinterpret_cast<uintptr_t>(element.y + at) % kBytes / sizeof(T);
+  if (past) {
+    const int64_t head = std::min(kStep - past, end - at);
+    element.put_first(at, element.compute_first(at, head), head);
+    at += head;
+  }
+  for (; at + kStep <= end; at += kStep) element.put(at, element.compute(at));
+  if (at < end) element.put_first(at, element.compute_first(at, end - at), end - at);
+}
+
+template <class T, PassKind kKind>
+void pool_rows(const Element<T, kKind>& element, int64_t hw, int64_t begin, int64_t end,
+               Accumulate<T>* pooled) {
+  // Rows that begin anywhere in a line of the cache cost two accesses a vector, and a store in two lines
+  // several. So a group of rows is written as one run first, and summed from the first-level cache.
+  constexpr int64_t kRun = 16 << 10;
+  const int64_t row = hw * sizeof(T);
+  if (kKind == PassKind::kRead || row % kVectorBytes == 0 || row > kRun) {
+    return sum_rows<T>(element, hw, begin, end, pooled);
+  }
+  const int64_t group = std::max<int64_t>(1, kRun / (row * kLanes<Accumulate<T>>)) * kLanes<Accumulate<T>>;
+  const Element<T, PassKind::kRead> written{element.y, nullptr, nullptr};
+  for (int64_t c = begin; c < end; c += group) {
+    const int64_t last = std::min(c + group, end);
+    write_flat<T>(element, c * hw, last * hw);
+    sum_rows<T>(written, hw, c, last, pooled);
   }
 }
 
@@ -208,7 +242,7 @@ void pool_of_kind(const PoolPass<T>& pass, int64_t channels, int64_t hw, bool ch
   if (channels_last || hw == 1) {
     pool_pixels<T>(element, channels, hw, begin, end, pooled);
   } else {
-    pool_rows<T>(element, hw, begin, end, pooled);
+    pool_rows(element, hw, begin, end, pooled);
   }
 }
 
