@@ -24,10 +24,13 @@ void linear_case(int64_t inputs, int64_t outputs, int64_t samples, bool infinite
   begin_case(spell("linear, ", kName<A>, " by ", kName<W>, ", ", inputs, " -> ", outputs, ", N=", samples,
                    with_bias ? " bias" : "", with_relu ? " relu" : "", infinite ? " with infinities" : ""));
   std::vector<A> in = random_values<A>(random, samples * inputs);
+  std::vector<W> weights = random_values<W>(random, outputs * inputs);
   if (infinite) {
-    for (int i = 0; i < 3; ++i) in[random.below(std::ssize(in))] = std::numeric_limits<A>::infinity();
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    in[random.below(std::ssize(in))] = value_of<A>(kInfinity);
+    weights[random.below(std::ssize(weights))] = value_of<W>(kInfinity);
   }
-  const Guarded<W> weight(random_values<W>(random, outputs * inputs), random.side());
+  const Guarded<W> weight(weights, random.side());
   const Guarded<A> bias(random_values<A>(random, with_bias ? outputs : 0), random.side());
   const Linear<A> layer{weight.data(), kDType<W>, with_bias ? bias.data() : nullptr,
                         inputs,        outputs,   with_relu};

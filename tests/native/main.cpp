@@ -19,10 +19,11 @@ int64_t begun = 0;
 
 void name_case() { std::fprintf(stderr, "in case: %s\n", current.c_str()); }
 
-// A sanitizer, which tells where, handles a crash itself.
+// A sanitizer handles all but an abort itself, and tells where.
 void name_case_on_crash() {
-  if (__sanitizer_set_death_callback) return __sanitizer_set_death_callback(name_case);
-  for (int number : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) {
+  if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(name_case);
+  for (int number : {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE}) {
+    if (__sanitizer_set_death_callback && number != SIGABRT) continue;
     signal(number, [](int caught) {
       name_case();
       signal(caught, SIG_DFL);
