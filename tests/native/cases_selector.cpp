@@ -37,7 +37,8 @@ void linear_case(int64_t inputs, int64_t outputs, int64_t samples, bool infinite
   const std::vector<A> got = linear_rows(layer, in, samples, outputs, random.side());
   const Values expected = reference::linear(to_double(in), to_double(weight.values()),
                                             to_double(bias.values()), samples, with_relu);
-  check_largest("out", to_double(got), expected, kLogitsTolerance<A> / 10);
+  // Of the inputs' size: a sum of 2048 may cancel to nothing.
+  check_largest("out", to_double(got), expected, kLogitsTolerance<A> / 100, static_cast<double>(inputs) / 4);
 
   check_same("out in parts", linear_rows(layer, in, samples, 1 + random.below(9), random.side()), got);
   for (int64_t n = 0; n < samples; ++n) {

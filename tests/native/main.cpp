@@ -52,8 +52,9 @@ void fail(const std::string& what) {
   std::_Exit(1);
 }
 
-void check_largest(const char* what, const Values& got, const Values& expected, double tolerance) {
-  double largest = 0, difference = 0;
+void check_largest(const char* what, const Values& got, const Values& expected, double tolerance,
+                   double scale) {
+  double largest = scale, difference = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
     if (agree_beyond_numbers(what, got[i], expected[i], i)) continue;
     largest = std::max(largest, std::abs(expected[i]));

@@ -194,8 +194,10 @@ void check_same(const char* what, const std::vector<T>& got, const std::vector<T
   fail(spell(what, " differs at element ", i, " of ", got.size()));
 }
 
-// The difference is at most `tolerance` of the largest; NaN and infinities are where they must be.
-void check_largest(const char* what, const Values& got, const Values& expected, double tolerance);
+// The difference is at most `tolerance` of the largest, or of `scale`; NaN and infinities are where they must
+// be.
+void check_largest(const char* what, const Values& got, const Values& expected, double tolerance,
+                   double scale = 0);
 
 // By norm, and each element for itself: `tolerance` of it and of the typical one.
 void check_values(const char* what, const Values& got, const Values& expected, double tolerance);
