@@ -8,7 +8,7 @@
 namespace mod_kernels {
 
 int64_t thread_count();
-// Of the calling thread inside run_parallel, from 0 to thread_count() - 1.
+// Of the calling thread inside run_parallel, below thread_count() and below run_parallel's count.
 int64_t thread_index();
 // work(context, begin, end) over parts of 0 to count - 1 that cover it, on up to thread_count() threads.
 void run_parallel(int64_t count, void (*work)(void* context, int64_t begin, int64_t end), void* context);
