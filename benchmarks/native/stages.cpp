@@ -140,6 +140,13 @@ void measure(const Shape& s, bool channels_last) {
     linear(fc1, pooled.data, s.n, 0, r, hidden.data);
     linear(fc2, hidden.data, s.n, 0, s.c, logits.data);
   });
+  // What the batch saves: the same with the weights read again for every sample.
+  report("selector_each", 2 * s.c * r * element + s.n * 2 * (s.c + r) * wide, s.n * 4 * s.c * r, [&] {
+    for (int64_t n = 0; n < s.n; ++n) {
+      linear(fc1, pooled.data + n * s.c, 1, 0, r, hidden.data + n * r);
+      linear(fc2, hidden.data + n * r, 1, 0, s.c, logits.data + n * s.c);
+    }
+  });
   report("top_k", s.n * s.c * wide, 0, [&] {
     for (int64_t n = 0; n < s.n; ++n) {
       top_k(logits.data + n * s.c, s.c, k, scores.data + n * k, index.data + n * k);
