@@ -162,7 +162,8 @@ void linear_of(const Linear<A>& layer, const A* in, int64_t samples, int64_t beg
       next = r + kGroups * kRows;
       // Many short rows at once are no stream that the hardware follows: the next ones are asked for in
       // order.
-      prefetch(weight + next * layer.inputs, weight + std::min(next + kGroups * kRows, end) * layer.inputs);
+      prefetch(weight + std::min(next, end) * layer.inputs,
+               weight + std::min(next + kGroups * kRows, end) * layer.inputs);
       linear_tile<A, W, 1, kGroups>(layer, in, 0, r, end, out);
     }
     return;
