@@ -123,17 +123,9 @@ class Schedule {
 
   // Fewer samples than keep the threads busy: each stage is split by itself.
   void by_stages() const {
-    const int64_t channels = a.x.c;
     if (!a.pooled_given) {
-      const int64_t groups = (channels + kPoolGroup - 1) / kPoolGroup;
-      parallel(threads, a.x.n * groups, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end;) {
-          const int64_t n = i / groups, group = i % groups;
-          const int64_t count = std::min(groups - group, end - i);
-          pool(n, group * kPoolGroup, std::min((group + count) * kPoolGroup, channels));
-          i += count;
-        }
-      });
+      for_pool_groups(threads, a.x.n, a.x.c,
+                      [&](int64_t n, int64_t begin, int64_t end) { pool(n, begin, end); });
     } else if (copies) {
       parallel(threads, a.x.n, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) copy(n);

@@ -127,6 +127,7 @@ Position position_of(std::string_view name) {
 
 // Before anything is written: the kernels below index with these.
 const int64_t* checked_index(const Tensor& index, int64_t channels) {
+  require(index.scalar_type() == ScalarType::Long, "index must be int64");
   const auto* data = static_cast<const int64_t*>(index.const_data_ptr());
   const int64_t count = index.numel();
   for (int64_t i = 0; i < count; ++i) {
@@ -351,16 +352,12 @@ void pool_into(const FeatureMap<T>& in, const FeatureMap<T>& out, const Optional
   } else if (relu) {
     kind = PassKind::kRelu;
   }
-  const int64_t groups = (in.c + kPoolGroup - 1) / kPoolGroup;
-  parallel(threads_for(in.n * in.sample_size()), in.n * groups, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end;) {
-      const int64_t n = i / groups, group = i % groups, count = std::min(groups - group, end - i);
-      const PoolPass<T> pass{kind, in.sample(n), b ? second.sample(n) : nullptr, out.sample(n)};
-      pool_sample(pass, in.c, in.hw(), in.channels_last(), group * kPoolGroup,
-                  std::min((group + count) * kPoolGroup, in.c), static_cast<Accumulate<T>*>(sums) + n * in.c);
-      i += count;
-    }
-  });
+  const auto pool = [&](int64_t n, int64_t begin, int64_t end) {
+    const PoolPass<T> pass{kind, in.sample(n), b ? second.sample(n) : nullptr, out.sample(n)};
+    pool_sample(pass, in.c, in.hw(), in.channels_last(), begin, end,
+                static_cast<Accumulate<T>*>(sums) + n * in.c);
+  };
+  for_pool_groups(threads_for(in.n * in.sample_size()), in.n, in.c, pool);
 }
 
 std::tuple<Returned, Returned> add_relu_pool(const Tensor& a, const OptionalTensor& b, bool relu) {

@@ -108,7 +108,7 @@ template <class T, PassKind kKind>
 void pool_rows(const Element<T, kKind>& element, int64_t hw, int64_t begin, int64_t end,
                Accumulate<T>* pooled) {
   // Rows that begin anywhere in a line of the cache cost two accesses a vector, and a store in two lines
-  // several. So a group of rows is written as one run first, and summed from the first-level cache.
+  // several. So a group of rows is written as one run first, and summed while a cache still holds it.
   constexpr int64_t kRun = 16 << 10;
   const int64_t row = hw * sizeof(T);
   if (kKind == PassKind::kRead || row % kVectorBytes == 0 || row > kRun) {

@@ -1,9 +1,11 @@
 // The one pass over a feature map: read it (and copy it, or write relu(a + b)) and sum each channel.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../common/dtype.h"
+#include "runtime.h"
 
 namespace mod_kernels {
 
@@ -27,5 +29,18 @@ inline constexpr int64_t kPoolGroup = 64;
 template <class T>
 void pool_sample(const PoolPass<T>& pass, int64_t channels, int64_t hw, bool channels_last, int64_t begin,
                  int64_t end, Accumulate<T>* pooled);
+
+// work(n, begin, end) for all channels of all samples, in whole groups.
+template <class F>
+void for_pool_groups(int64_t threads, int64_t samples, int64_t channels, const F& work) {
+  const int64_t groups = (channels + kPoolGroup - 1) / kPoolGroup;
+  parallel(threads, samples * groups, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      const int64_t n = i / groups, group = i % groups, count = std::min(groups - group, end - i);
+      work(n, group * kPoolGroup, std::min((group + count) * kPoolGroup, channels));
+      i += count;
+    }
+  });
+}
 
 }  // namespace mod_kernels

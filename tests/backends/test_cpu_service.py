@@ -92,6 +92,8 @@ def test_index_out_of_range(wrong, layout):
     for name in ("fuse_channels", "fuse_channels_"):
         with pytest.raises(RuntimeError, match=message):
             CPU.ops[name](x, z, torch.ones(2, 4), index, "original")
+    with pytest.raises(RuntimeError, match="index must be int64"):
+        CPU.ops["gather_channels"](x, torch.zeros(2, 4, dtype=torch.int32))
     assert torch.equal(x, before)
 
 
