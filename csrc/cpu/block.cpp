@@ -84,7 +84,8 @@ class Schedule {
 
   // Top-k and tail of samples begin to end - 1, on the calling thread and in its scratch.
   void finish(int64_t begin, int64_t end) const {
-    char* own = of_threads + (threads == 1 ? 0 : thread_index()) * thread_bytes;
+    // A thread has an index only where work was shared out.
+    char* own = of_threads + (threads == 1 || a.x.n == 1 ? 0 : thread_index()) * thread_bytes;
     for (int64_t n = begin; n < end; ++n) {
       int64_t* index = a.index ? a.index + n * a.k : reinterpret_cast<int64_t*>(own);
       A* scores = a.scores ? a.scores + n * a.k : reinterpret_cast<A*>(own + index_bytes);

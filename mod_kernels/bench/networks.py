@@ -109,8 +109,8 @@ def median_difference_ms(one: Timed, other: Timed) -> float:
 
 
 def share_of_plain(timed: dict[str, Timed], resamples: int = 2000) -> tuple[float, float, float] | None:
-    """What the fused blocks cost as a share of the faster plain form's: the difference of medians over the rounds,
-    each round's against its own identity; then the ends of the 95% interval, by bootstrap over the rounds.
+    """What the fused blocks cost as a share of the faster plain form's: medians over the rounds of each round's
+    time less its own identity's; then the ends of the 95% interval, by bootstrap over the rounds.
 
     None where no plain form was timed, or it cost no more than the identity.
     """
@@ -145,8 +145,8 @@ def build(name: str, device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     base = base.to(device, dtype).requires_grad_(False)
 
     def twin() -> nn.Module:
-        # On the very same tensors: where weights lie in memory changes a standard block's time by more than a MoD
-        # block takes.
+        # On the very same tensors: what is compared is small beside the standard blocks, whose time may depend on
+        # where their weights lie.
         shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
         return copy.deepcopy(base, shared)
 
