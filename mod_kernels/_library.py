@@ -125,8 +125,11 @@ OPS: dict[str, OpDefinition] = {
 }
 
 
-def define(namespace: str, ops: list[str]) -> torch.library.Library:
+def define(namespace: str, ops: list[str], with_counters: tuple[str, ...] = ()) -> torch.library.Library:
     """Define ``ops`` of the table in ``namespace``.
+
+    Those of ``with_counters`` take one more argument, the engine's counters, which they write to and leave as they
+    were: state that is not in an argument races where two captured graphs are replayed at once.
 
     Returns the library object: the caller keeps it alive (dropping it undefines the ops) and, for an engine
     written in Python, registers its kernels on it. A compiled engine registers its own when it is loaded.
@@ -134,6 +137,8 @@ def define(namespace: str, ops: list[str]) -> torch.library.Library:
     library = torch.library.Library(namespace, "DEF")
     for name in ops:
         arguments, returns, fake = OPS[name]
+        if name in with_counters:
+            arguments += ", Tensor(counters!) counters"
         library.define(f"{name}({arguments}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
     return library

@@ -13,6 +13,7 @@ import torch
 
 from ... import _layout, _library
 from .._engine import Call, Engine, Support
+from . import workspace
 
 NAMESPACE = "mod_kernels_triton"
 _OPS = (
@@ -28,6 +29,9 @@ _OPS = (
     "mod_block_",
 )
 
+# Of these the last program of a sample to arrive goes on, which takes a counter of each sample.
+_COUNTING = ("mod_block", "mod_block_")
+_BOTH_LAYOUTS = ("select_channels", "select_channels_saving", "tail_", "mod_block", "mod_block_")
 _RANKING = ("select_channels", "select_channels_saving", "mod_block", "mod_block_")
 
 OLDEST_TRITON = (3, 6)
@@ -38,7 +42,7 @@ MAX_CHANNELS = 4096
 # A program of the tail holds all k channels of at least 16 pixels: 256 x 16 float32 values are a full tile.
 MAX_TAIL_CHANNELS = 256
 
-_library_object = _library.define(NAMESPACE, list(_OPS))
+_library_object = _library.define(NAMESPACE, list(_OPS), _COUNTING)
 
 
 @functools.cache
@@ -62,7 +66,21 @@ for _name in _OPS:
 
 
 def _callables() -> dict[str, Callable]:
-    return {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in _OPS}
+    ops = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in _OPS}
+    return ops | {name: _with_counters(ops[name]) for name in _COUNTING}
+
+
+def _with_counters(op: Callable) -> Callable:
+    """``op`` with the last of its arguments given."""
+
+    def call(x, *arguments):
+        try:
+            return op(x, *arguments, workspace.counters_for(x))
+        except BaseException:
+            workspace.forget()  # a launch that was stopped half way leaves its counters as they are then
+            raise
+
+    return call
 
 
 @functools.cache
@@ -105,8 +123,9 @@ def _call_problem(call: Call) -> str:
     if call.weight_dtype is not None and call.weight_dtype not in DTYPES:
         name = str(call.weight_dtype).removeprefix("torch.")
         return f"the Triton kernels take float32, float16 and bfloat16 weights, not {name}"
-    if call.layout != _layout.NCHW:
-        return f"the Triton kernels read NCHW, not {call.layout}"
+    layouts = (_layout.NCHW, _layout.CHANNELS_LAST) if call.op in _BOTH_LAYOUTS else (_layout.NCHW,)
+    if call.layout not in layouts:
+        return f"the Triton kernels of {call.op} read {' and '.join(layouts)}, not {call.layout}"
     if call.op in _RANKING and call.channels > MAX_CHANNELS:
         return f"the selector kernel ranks up to {MAX_CHANNELS} channels, got C={call.channels}"
     if call.kind is not None and call.kind not in ("bottleneck", "basic"):

@@ -32,8 +32,24 @@ POOL_BLOCKS = ((64, 64, 64), (256, 64, 32), (1024, 256, 8), (None, 2048, 4))
 MAX_LAYER_WEIGHTS = 16384
 # Channels whose logits and first ranking one program of that launch makes.
 SLICE = 256
-# Programs of the tail's first launch, at least: each makes the selection anew, so no more than fill a GPU.
-FIRST_PROGRAMS = 512
+# In channels_last a program pools 64 channels, 128 bytes of each pixel in float16, so that a warp's loads take
+# whole lines; a sample's pixels are then split, to about as many programs as in NCHW.
+CHANNELS_LAST_CHUNK = 64
+POOL_SHARES = 64
+# Weights of the second layer up to which a block is one launch, whose last program of a sample reads them all:
+# C = 1024 at the paper's R. At C = 2048 that program would read 0.5 MB by itself (estimated before anything was
+# built: 18 us against 11 for two launches, float16, N = 1, H100; no GPU has run it).
+ONE_LAUNCH_WEIGHTS = 65536
+# Warps of a block's last launch: the last program of a sample does the whole tail, faster the more threads it has.
+# At C = 2048, with its 49 pixels, it has nothing to give them.
+BLOCK_WARPS = {"pool": 16, "layers": 8, "nothing": 8}
+# Above so many samples the layers of a larger selector go over the batch: to read its weights for each sample
+# would cost more than to read x (estimated, too: from 60 to 100 samples on).
+BATCH_SAMPLES = 64
+# (samples, inputs, outputs) of a program's tile there. The first layer has few outputs: small tiles, for enough
+# programs; the second many.
+FIRST_LAYER_TILE = (16, 64, 16)
+SECOND_LAYER_TILE = (32, 32, 64)
 
 # torch's names to Triton's, for the dtypes this engine serves.
 SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -71,10 +87,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """A program pools ``chunk_channels``, ``block_hw`` pixels at a time, for ``block_units`` units at a time."""
+    """A program pools ``chunk_channels``, one of ``parts`` of their pixels, ``block_hw`` at a time; then it takes
+    ``block_units`` units of the first layer at a time.
+    """
 
     chunk_channels: int
-    chunks: int
+    parts: int
+    shares: int  # programs of a sample
     block_hw: int
     block_units: int
     num_warps: int
@@ -82,12 +101,8 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class LayersConfig:
-    """How the layers are run: ``apart``, a launch of their own for slices of channels, or by whoever ranks.
+    """``slice_channels`` a program, ``block_slots`` x R slots and ``block_channels`` x R weights at a time."""
 
-    ``block_slots`` x R slots and ``block_channels`` x R weights at a time.
-    """
-
-    apart: bool
     slice_channels: int
     block_slots: int
     block_channels: int
@@ -123,13 +138,23 @@ def align_of(*lengths: int) -> int:
 
 
 @functools.lru_cache
-def pool_config(channels: int, hidden: int, hw: int) -> PoolConfig:
-    """Block sizes of the pooling."""
-    _, block_hw, chunk = next(row for row in POOL_BLOCKS if row[0] is None or hw <= row[0])
-    block_hw, chunk = min(block_hw, power_of_two(hw)), min(chunk, power_of_two(channels))
+def pool_config(
+    channels: int, hidden: int, hw: int, channels_last: bool = False, split_pixels: bool = False
+) -> PoolConfig:
+    """Block sizes of the pooling; ``split_pixels``: nobody needs a channel's whole sum in one program."""
+    parts = 1
+    if channels_last:
+        chunk = min(CHANNELS_LAST_CHUNK, power_of_two(channels))
+        block_hw = min(2 * TILE // chunk, power_of_two(hw))
+        if split_pixels:
+            parts = min(-(-hw // block_hw), max(1, POOL_SHARES // -(-channels // chunk)))
+    else:
+        _, block_hw, chunk = next(row for row in POOL_BLOCKS if row[0] is None or hw <= row[0])
+        block_hw, chunk = min(block_hw, power_of_two(hw)), min(chunk, power_of_two(channels))
     return PoolConfig(
         chunk_channels=chunk,
-        chunks=-(-channels // chunk),
+        parts=parts,
+        shares=-(-channels // chunk) * parts,
         block_hw=block_hw,
         block_units=min(power_of_two(hidden), max(1, TILE // chunk)),
         num_warps=8,
@@ -137,34 +162,36 @@ def pool_config(channels: int, hidden: int, hw: int) -> PoolConfig:
 
 
 @functools.lru_cache
-def layers_config(channels: int, hidden: int, chunks: int) -> LayersConfig:
+def layers_config(channels: int, hidden: int, shares: int, apart: bool) -> LayersConfig:
     """Tiles of the layers after pooling.
 
     Weights are loaded four tiles at a time, 128 values a thread, all in flight at once: a program does little
     else but wait for them.
     """
     hidden_pad, channels_pad = power_of_two(hidden), power_of_two(channels)
-    apart = channels * hidden > MAX_LAYER_WEIGHTS
     slice_channels = min(channels_pad, SLICE) if apart else channels_pad
     return LayersConfig(
-        apart=apart,
         slice_channels=slice_channels,
-        block_slots=min(power_of_two(chunks), max(1, TILE // hidden_pad)),
+        block_slots=min(power_of_two(shares), max(1, TILE // hidden_pad)),
         block_channels=min(slice_channels, max(1, 4 * TILE // hidden_pad)),
         num_warps=4,
     )
 
 
 @functools.lru_cache
-def tail_config(k: int, mid: int, hw: int) -> TailConfig:
-    """Block sizes of the tail: k (or m) x block_hw float32 values within two tiles, at least 16 pixels.
+def tail_config(k: int, mid: int, hw: int, num_warps: int) -> TailConfig:
+    """Block sizes of the tail: a thread takes 2 pixels at most, and 8 of the k (or m) x block_hw values.
 
-    A sample that fits one block takes one program, which then needs no second launch. For one channel half as many
-    pixels: nine addresses for each of eight a thread made ptxas spill on 12.0.
+    1 pixel where both convolutions are 3x3 (mid = k), 4 values where there are 32 channels or more. With more,
+    ptxas spills on one architecture or another: a value has an address and a place in x beside it, a pixel nine
+    taps. At least 16 pixels. A sample that fits one block takes one program of ``tail_``, which then needs no
+    second launch.
     """
-    rows = power_of_two(max(k, mid))
-    block_hw = max(16, min(power_of_two(hw), MAX_BLOCK_HW, MAX_BLOCK_HW // 2 * rows, 2 * TILE // rows))
-    return TailConfig(block_hw, num_warps=4, split=hw > block_hw)
+    rows, threads = power_of_two(max(k, mid)), 32 * num_warps
+    pixels = threads if mid == k else 2 * threads
+    values = (8 if rows < 32 else 4) * threads
+    block_hw = max(16, min(power_of_two(hw), pixels, values // rows))
+    return TailConfig(block_hw, num_warps, split=hw > block_hw)
 
 
 @functools.lru_cache
@@ -179,7 +206,9 @@ def plane_config(channels: int, hw: int, one_plane: bool) -> PlaneConfig:
 class Selector:
     """What the selector's variants depend on; ``types`` (Triton's names): x, fc1, fc2, fc1_bias, fc2_bias.
 
-    A bias that is not there is typed, and passed, as its layer's weight.
+    A bias that is not there is typed, and passed, as its layer's weight. ``apart``: the second layer is shared out
+    by slices of channels; else whoever ranks a sample does all of it. ``fused``: inside a block, where the pooled
+    vector is needed by nobody else.
     """
 
     types: tuple[str, str, str, str, str]
@@ -188,22 +217,20 @@ class Selector:
     k: int
     hw: int
     align: int
+    channels_last: bool = False
     biases: tuple[bool, bool] = (False, False)
     pooled: bool = False
     copy: bool = False
+    apart: bool = False
+    fused: bool = False
 
     @property
     def pool(self) -> PoolConfig:
-        return pool_config(self.channels, self.hidden, self.hw)
+        return pool_config(self.channels, self.hidden, self.hw, self.channels_last, self.fused)
 
     @property
     def layers(self) -> LayersConfig:
-        return layers_config(self.channels, self.hidden, self.pool.chunks)
-
-    @property
-    def source(self) -> str:
-        """SELECTION of whoever ranks."""
-        return "keys" if self.layers.apart else "slots"
+        return layers_config(self.channels, self.hidden, self.pool.shares, self.apart)
 
     @property
     def keep(self) -> int:
@@ -219,28 +246,35 @@ class Selector:
         layers = self.layers
         return {
             "C": self.channels, "R": self.hidden, "K": self.k, "C_PAD": power_of_two(self.channels),
-            "R_PAD": power_of_two(self.hidden), "K_PAD": power_of_two(self.k), "CHUNKS": self.pool.chunks,
+            "R_PAD": power_of_two(self.hidden), "K_PAD": power_of_two(self.k), "SHARES": self.pool.shares,
             "BLOCK_SLOTS": layers.block_slots, "BLOCK_C": layers.block_channels, "SLICE_C": layers.slice_channels,
             "KEEP": self.keep, "HAS_FC1_BIAS": self.biases[0], "HAS_FC2_BIAS": self.biases[1],
         }  # fmt: skip
 
 
-def pool_variant(selector: Selector) -> Variant:
+def second_layer_apart(channels: int, hidden: int) -> bool:
+    """Of select_channels: whether the second layer is a launch of its own."""
+    return channels * hidden > MAX_LAYER_WEIGHTS
+
+
+def pool_variant(selector: Selector, layer: bool = True) -> Variant:
+    """The pooling launch; without ``layer`` the pooled vectors are all it makes."""
     config = selector.pool
     x, fc1, *_ = selector.types
-    pointers = {"x_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "partial_ptr": "fp32"}
+    pointers = {"x_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "slots_ptr": "fp32"}
     scalars = {"stride_xn": "i64", "hw_units": "i32"}
     constants = {
-        "C": selector.channels, "R": selector.hidden, "ALIGN": selector.align, "CHUNK_C": config.chunk_channels,
-        "BLOCK_HW": config.block_hw, "BLOCK_R": config.block_units, "POOLED": selector.pooled,
-        "COPY": selector.copy,
+        "C": selector.channels, "R": selector.hidden if layer else 0, "ALIGN": selector.align,
+        "CHUNK_C": config.chunk_channels, "PARTS": config.parts, "BLOCK_HW": config.block_hw,
+        "BLOCK_R": config.block_units, "POOLED": selector.pooled, "COPY": selector.copy,
+        "STORE_POOLED": not selector.fused, "CHANNELS_LAST": selector.channels_last,
     }  # fmt: skip
     return _variant("pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
 
 
-def layers_variant(selector: Selector, store_hidden: bool) -> Variant:
-    """The second layer's own launch; ``store_hidden``: the hidden layer is wanted too."""
-    constants = selector.constants() | {"STORE_HIDDEN": store_hidden}
+def layers_variant(selector: Selector) -> Variant:
+    """The second layer's own launch."""
+    constants = selector.constants()
     del constants["K"], constants["K_PAD"]
     pointers, scalars = _layer_pointers(selector), {"keys_units": "i64"}
     warps = selector.layers.num_warps
@@ -249,7 +283,7 @@ def layers_variant(selector: Selector, store_hidden: bool) -> Variant:
 
 def rank_variant(selector: Selector) -> Variant:
     pointers = _layer_pointers(selector) | {"index_ptr": "i64", "scores_ptr": "fp32"}
-    constants = selector.constants() | {"SELECTION": selector.source}
+    constants = selector.constants() | {"SELECTION": "keys" if selector.apart else "slots"}
     scalars, warps = {"keys_units": "i64"}, selector.layers.num_warps
     return _variant("rank_fwd_kernel", pointers, scalars, constants, warps)
 
@@ -264,7 +298,7 @@ def _layer_pointers(selector: Selector) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Tail:
-    """What the tail's variants depend on; ``selection``: None where index and scores are given."""
+    """What the tail's variants depend on."""
 
     x: str
     channels: int
@@ -275,54 +309,114 @@ class Tail:
     bottleneck: bool
     final_relu: bool
     position: str
-    selection: Selector | None = None
+    channels_last: bool = False
 
-    @property
-    def config(self) -> TailConfig:
-        return tail_config(self.k, self.mid, self.hw)
+    def constants(self) -> dict[str, object]:
+        """Those of every kernel that has a tail, but for its block of pixels."""
+        return {
+            "C": self.channels, "K": self.k, "M": self.mid, "K_PAD": power_of_two(self.k),
+            "M_PAD": power_of_two(self.mid), "ALIGN": self.align, "BOTTLENECK": self.bottleneck,
+            "FINAL_RELU": self.final_relu, "POSITION": self.position, "CHANNELS_LAST": self.channels_last,
+        }  # fmt: skip
+
+
+def own_tail_config(tail: Tail) -> TailConfig:
+    """That of ``tail_``: half as many warps for planes of 7 x 7."""
+    return tail_config(tail.k, tail.mid, tail.hw, num_warps=2 if tail.hw <= 64 else 4)
 
 
 def tail_variants(tail: Tail) -> tuple[Variant, ...]:
-    """The tail's launches in order."""
-    config, selector = tail.config, tail.selection
-    fc2, bias1, bias2 = ("fp32",) * 3 if selector is None else (selector.types[2], *selector.types[3:])
-    pointers = {
-        "x_ptr": tail.x, "index_ptr": "i64", "scores_ptr": "fp32", "logits_ptr": "fp32", "conv_ptr": "fp32",
-        "scratch_ptr": "fp32", "fc1_bias_ptr": bias1, "fc2_weight_ptr": fc2, "fc2_bias_ptr": bias2,
-    }  # fmt: skip
-    scalars = {"keys_units": "i64", "mid_units": "i64", "stride_xn": "i64"}
-    scalars |= dict.fromkeys(("hw_units", "width", "programs"), "i32")
-    if selector is None:
-        unread = ("R", "C_PAD", "R_PAD", "CHUNKS", "BLOCK_SLOTS", "BLOCK_C", "SLICE_C", "KEEP", "HAS_FC1_BIAS")
-        constants = dict.fromkeys((*unread, "HAS_FC2_BIAS"), 0)
-        constants |= {"C": tail.channels, "K": tail.k, "K_PAD": power_of_two(tail.k)}
-    else:
-        constants = selector.constants()
-    constants |= {
-        "M": tail.mid, "M_PAD": power_of_two(tail.mid), "ALIGN": tail.align, "BLOCK_HW": config.block_hw,
-        "BOTTLENECK": tail.bottleneck, "FINAL_RELU": tail.final_relu, "POSITION": tail.position,
-        "SELECTION": "given" if selector is None else selector.source,
-    }  # fmt: skip
+    """The launches of ``tail_`` in order."""
+    config = own_tail_config(tail)
+    pointers = {"x_ptr": tail.x, "index_ptr": "i64"} | dict.fromkeys(("scores_ptr", "conv_ptr", "mid_ptr"), "fp32")
+    scalars = {"stride_xn": "i64"} | dict.fromkeys(("hw_units", "width", "programs"), "i32")
+    constants = tail.constants() | {"BLOCK_HW": config.block_hw}
     launches = ((True, False), (False, True)) if config.split else ((True, True),)
+    parts = ({"FIRST": first, "REST": rest} for first, rest in launches)
     return tuple(
-        _variant(
-            "tail_fwd_kernel",
-            pointers,
-            scalars,
-            constants | {"FIRST": first, "REST": rest},
-            config.num_warps,
-        )
-        for first, rest in launches
+        _variant("tail_fwd_kernel", pointers, scalars, constants | part, config.num_warps) for part in parts
     )
 
 
-def tail_programs(tail: Tail, samples: int) -> tuple[int, ...]:
+def tail_programs(tail: Tail) -> int:
     """Programs per sample of each launch of :func:`tail_variants`."""
-    if not tail.config.split:
-        return (1,)
-    tiles = -(-tail.hw // tail.config.block_hw)
-    first = tiles if tail.selection is None else min(tiles, -(-FIRST_PROGRAMS // samples))
-    return first, tiles
+    return -(-tail.hw // own_tail_config(tail).block_hw)
+
+
+def shared_out(channels: int, hidden: int, samples: int) -> str:
+    """What the programs of a block's last launch have shares of (``SHARED_OUT`` in block.py).
+
+    "pool": one launch for the whole block; "layers": two; "nothing": the layers go over the batch, four launches.
+    """
+    if channels * hidden <= ONE_LAUNCH_WEIGHTS:
+        return "pool"
+    return "layers" if samples <= BATCH_SAMPLES else "nothing"
+
+
+def block_variants(selector: Selector, tail: Tail, shared_out: str) -> tuple[Variant, ...]:
+    """The launches of a block in order; ``selector`` is ``fused``, and ``apart`` where ``shared_out`` is "layers".
+
+    But for "pool" the last launch works in y alone: there is a launch between the copy and it.
+    """
+    if shared_out == "pool":
+        return (_block_variant(selector, tail, shared_out),)
+    last = _block_variant(replace(selector, pooled=False, copy=False), tail, shared_out)
+    if shared_out == "layers":
+        return pool_variant(selector), last
+    # The pooled vectors go to memory: a channel's pixels are not split.
+    pool = (pool_variant(replace(selector, fused=False), layer=False),) if needs_pass(selector) else ()
+    return *pool, *linear_variants(selector), last
+
+
+def needs_pass(selector: Selector) -> bool:
+    """Whether x is gone through at all."""
+    return selector.copy or not selector.pooled
+
+
+def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
+    x, fc1, fc2, bias1, bias2 = selector.types
+    pool, num_warps = selector.pool, BLOCK_WARPS[shared_out]
+    pointers = {
+        "x_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "fc1_bias_ptr": bias1,
+        "fc2_weight_ptr": fc2, "fc2_bias_ptr": bias2, "conv_ptr": "fp32", "logits_ptr": "fp32", "index_ptr": "i64",
+        "scratch_ptr": "fp32", "counters_ptr": "i32",
+    }  # fmt: skip
+    scalars = {"keys_units": "i64", "mid_units": "i64", "stride_xn": "i64", "hw_units": "i32", "width": "i32"}
+    constants = selector.constants() | tail.constants()
+    constants |= {
+        "CHUNK_C": pool.chunk_channels, "PARTS": pool.parts, "POOL_HW": pool.block_hw, "BLOCK_R": pool.block_units,
+        "TAIL_HW": tail_config(tail.k, tail.mid, tail.hw, num_warps).block_hw, "POOLED": selector.pooled,
+        "COPY": selector.copy, "SHARED_OUT": shared_out,
+    }  # fmt: skip
+    return _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
+
+
+def linear_variants(selector: Selector) -> tuple[Variant, Variant]:
+    """The selector's two layers over the batch."""
+    _, fc1, fc2, bias1, bias2 = selector.types
+    channels, hidden = selector.channels, selector.hidden
+    layers = (
+        (fc1, bias1, channels, hidden, FIRST_LAYER_TILE, selector.biases[0], True),
+        (fc2, bias2, hidden, channels, SECOND_LAYER_TILE, selector.biases[1], False),
+    )
+    pointers = ("in_ptr", "weight_ptr", "bias_ptr", "out_ptr")
+    return tuple(
+        _variant(
+            "linear_fwd_kernel",
+            dict(zip(pointers, ("fp32", weight, bias, "fp32"), strict=True)),
+            {"samples": "i32"},
+            {"INPUTS": inputs, "OUTPUTS": outputs}
+            | dict(zip(("BLOCK_N", "BLOCK_IN", "BLOCK_OUT"), tile, strict=True))
+            | {"HAS_BIAS": has_bias, "RELU": relu},
+            num_warps=4,
+        )
+        for weight, bias, inputs, outputs, tile, has_bias, relu in layers
+    )
+
+
+def linear_programs(variant: Variant, samples: int) -> int:
+    constants = dict(variant.constexprs)
+    return -(-samples // constants["BLOCK_N"]) * -(-constants["OUTPUTS"] // constants["BLOCK_OUT"])
 
 
 def gather_variant(x: str, channels: int, k: int, hw: int, align: int) -> Variant:
@@ -398,27 +492,37 @@ PAPER_SHAPES = tuple(
 )
 
 
-def variants(shape: Shape, dtype: str, position: str = "first") -> Iterator[Variant]:
+def variants(shape: Shape, dtype: str, position: str = "first", channels_last: bool = False) -> Iterator[Variant]:
     """Every variant that the ops launch for ``shape`` in ``dtype`` (a key of SCALAR_TYPES).
 
-    For contiguous x and z in NCHW, weights of x's dtype and a selector without biases (the paper's), whatever
-    the batch size, in place and out of place, with and without ``pooled``.
+    For dense x and z in one layout, weights of x's dtype and a selector without biases (the paper's), whatever the
+    batch size, in place and out of place, with and without ``pooled``.
     """
     x = SCALAR_TYPES[dtype]
-    align = align_of(shape.hw, shape.channels * shape.hw)
+    stride = shape.channels * shape.hw
+    align = align_of(shape.channels if channels_last else shape.hw, stride)
     tail = Tail(
-        x, shape.channels, shape.k, shape.mid, shape.hw, align, shape.kind == "bottleneck", False, position, None,
+        x, shape.channels, shape.k, shape.mid, shape.hw, align, shape.kind == "bottleneck", False, position,
+        channels_last,
     )  # fmt: skip
-    selector = Selector((x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align)
+    apart = second_layer_apart(shape.channels, shape.hidden)
+    selector = Selector(
+        (x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align, channels_last, apart=apart
+    )
+    ways = dict.fromkeys(shared_out(shape.channels, shape.hidden, samples) for samples in (1, BATCH_SAMPLES + 1))
     for copy in (False, True):
         for pooled in (False, True):
-            yield pool_variant(replace(selector, copy=copy, pooled=pooled))
-    if selector.layers.apart:
-        yield layers_variant(selector, True)
-        yield layers_variant(selector, False)
+            for way in ways:
+                block = replace(selector, copy=copy, pooled=pooled, fused=True, apart=way == "layers")
+                yield from block_variants(block, tail, way)
+    for pooled in (False, True):
+        yield pool_variant(replace(selector, pooled=pooled))
+    if apart:
+        yield layers_variant(selector)
     yield rank_variant(selector)
     yield from tail_variants(tail)
-    yield from tail_variants(replace(tail, selection=selector))
+    if channels_last:
+        return
     for has_b in (False, True):
         for relu in (False, True):
             yield add_relu_pool_variant(x, shape.channels, shape.hw, align, has_b, relu)

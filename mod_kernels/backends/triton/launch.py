@@ -10,12 +10,13 @@ import contextlib
 import functools
 import operator
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._layout import CHANNELS_LAST, layout_of
+from ..._layout import CHANNELS_LAST, layout_of, memory_format_of
 from ...spec import read_form
 from . import configs
 from .configs import Selector, Tail, Variant, align_of
@@ -28,9 +29,11 @@ _PLANS = 1024  # remembered for each op: sizes a process meets, batch sizes incl
 @functools.cache
 def kernels() -> dict[str, object]:
     """Every kernel by its name; the first call imports Triton."""
-    from . import add_relu_pool, fuse, gather, select, tail
+    from . import add_relu_pool, block, fuse, gather, linear, select, tail
 
     return {
+        "block_fwd_kernel": block.block_fwd_kernel,
+        "linear_fwd_kernel": linear.linear_fwd_kernel,
         "pool_fwd_kernel": select.pool_fwd_kernel,
         "layers_fwd_kernel": select.layers_fwd_kernel,
         "rank_fwd_kernel": select.rank_fwd_kernel,
@@ -102,39 +105,66 @@ class _Launch(NamedTuple):
         run(self.variant, self.programs, *tensors, *self.scalars)
 
 
-class _SelectPlan(NamedTuple):
-    """Launches of the selector; ``layers`` None where the layers are not apart."""
+class _Map(NamedTuple):
+    """What a plan depends on in a feature map."""
 
-    selector: Selector
-    pool: _Launch
-    layers: _Launch | None
-    rank: _Launch
-    keys_units: int  # where the keys begin in scratch
-    scratch_units: int
+    dtype: torch.dtype
+    n: int
+    channels: int
+    height: int
+    width: int
+    stride: int  # from sample to sample, in elements
+    channels_last: bool
+
+    @property
+    def hw(self) -> int:
+        return self.height * self.width
+
+    @property
+    def align(self) -> int:
+        """What the compiler is told to divide the stride and the length of a row: of pixels, or of channels."""
+        return align_of(self.channels if self.channels_last else self.hw, self.stride)
+
+    @property
+    def hw_units(self) -> int:
+        return self.hw if self.channels_last else self.hw // self.align
 
 
-@functools.lru_cache(_PLANS)
-def _select_plan(
-    types: tuple[torch.dtype, ...], n: int, channels: int, hidden: int, k: int, hw: int, stride: int,
-    biases: tuple[bool, bool], pooled: bool, copy: bool, store_hidden: bool,
-) -> _SelectPlan:  # fmt: skip
-    names = tuple(_TYPE_NAMES[dtype] for dtype in types)
-    align = align_of(hw, stride)
-    selector = Selector(names, channels, hidden, k, hw, align, biases, pooled, copy)
-    chunks, slices = selector.pool.chunks, selector.slices
-    keys_units = scratch_units = _units(n * chunks * hidden)
-    layers = None
-    if selector.layers.apart:
-        layers = _Launch(configs.layers_variant(selector, store_hidden), n * slices, (keys_units,))
-        scratch_units += _units(2 * n * slices * selector.keep)  # an int64 is two float32 wide
-    return _SelectPlan(
-        selector,
-        _Launch(configs.pool_variant(selector), n * chunks, (stride // align, hw // align)),
-        layers,
-        _Launch(configs.rank_variant(selector), n, (keys_units,)),
-        keys_units,
-        scratch_units,
+def _map_of(x: Tensor) -> _Map:
+    return _Map(x.dtype, *x.shape, _sample_stride(x), layout_of(x) == CHANNELS_LAST)
+
+
+class _SelectorKey(NamedTuple):
+    """What a plan depends on in a selector; ``types``: fc1, fc2, fc1_bias, fc2_bias."""
+
+    types: tuple[torch.dtype, ...]
+    hidden: int
+    k: int
+    biases: tuple[bool, bool]
+    pooled: bool
+
+    def on(self, x: _Map, **fields: bool) -> Selector:
+        names = tuple(_TYPE_NAMES[dtype] for dtype in (x.dtype, *self.types))
+        sizes = (x.channels, self.hidden, self.k, x.hw, x.align, x.channels_last)
+        return Selector(names, *sizes, self.biases, self.pooled, **fields)
+
+
+class _Weights(NamedTuple):
+    """A selector's tensors; a bias that is not there is given as its layer's weight, and not read."""
+
+    fc1: Tensor
+    fc2: Tensor
+    bias1: Tensor
+    bias2: Tensor
+
+
+def _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k) -> tuple[_Weights, _SelectorKey]:
+    biases = (fc1_bias is not None, fc2_bias is not None)
+    weights = _Weights(
+        fc1_weight, fc2_weight, fc1_bias if biases[0] else fc1_weight, fc2_bias if biases[1] else fc2_weight
     )
+    types = tuple(tensor.dtype for tensor in weights)
+    return weights, _SelectorKey(types, fc1_weight.shape[0], k, biases, pooled is not None)
 
 
 def _check_size(x: Tensor) -> None:
@@ -143,28 +173,38 @@ def _check_size(x: Tensor) -> None:
         raise ValueError(f"the Triton kernels take samples of fewer than 2^31 elements, got {tuple(x.shape)}")
 
 
-def _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k):
-    """All but the last two of :func:`_select_plan`'s; a bias that is not there is given as its layer's weight."""
-    n, channels, h, w = x.shape
-    types = (x.dtype, fc1_weight.dtype, fc2_weight.dtype, bias1.dtype, bias2.dtype)
-    return types, n, channels, fc1_weight.shape[0], k, h * w, _sample_stride(x), biases, pooled is not None
+class _SelectPlan(NamedTuple):
+    """Launches of the selector; ``layers`` None where whoever ranks does the second layer."""
+
+    pool: _Launch
+    layers: _Launch | None
+    rank: _Launch
+    scratch_units: int
 
 
-def _run_layers(plan, x, y, pooled, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits):
-    """Pooling with the first layer's parts and, where it is apart, the second layer."""
-    plan.pool.on(x, y, pooled, fc1_weight, scratch)
-    if plan.layers is not None:
-        plan.layers.on(scratch, bias1, fc2_weight, bias2, hidden, logits)
+@functools.lru_cache(_PLANS)
+def _select_plan(x: _Map, key: _SelectorKey) -> _SelectPlan:
+    selector = key.on(x, apart=configs.second_layer_apart(x.channels, key.hidden))
+    keys_units = _units(x.n * selector.pool.shares * key.hidden)
+    keys = 2 * x.n * selector.slices * selector.keep if selector.apart else 0  # an int64 is two float32 wide
+    layers = None
+    if selector.apart:
+        layers = _Launch(configs.layers_variant(selector), x.n * selector.slices, (keys_units,))
+    return _SelectPlan(
+        _Launch(configs.pool_variant(selector), x.n * selector.pool.shares, (x.stride // x.align, x.hw_units)),
+        layers,
+        _Launch(configs.rank_variant(selector), x.n, (keys_units,)),
+        keys_units + _units(keys),
+    )
 
 
 def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
     """scores and index; ``saving``: logits, hidden and pooled_out too, which else are scratch."""
     n, channels = x.shape[:2]
-    hidden_size = fc1_weight.shape[0]
     scores = x.new_empty((n, k), dtype=torch.float32)
     index = x.new_empty((n, k), dtype=torch.int64)
     logits = x.new_empty((n, channels), dtype=torch.float32)
-    hidden = x.new_empty((n, hidden_size), dtype=torch.float32)
+    hidden = x.new_empty((n, fc1_weight.shape[0]), dtype=torch.float32)
     # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
     pooled_out = logits
     if saving:
@@ -173,15 +213,14 @@ def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
     if n == 0:
         return outputs
     _check_size(x)
-    biases = (fc1_bias is not None, fc2_bias is not None)
-    bias1, bias2 = (fc1_bias if biases[0] else fc1_weight), (fc2_bias if biases[1] else fc2_weight)
-    key = _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k)
-    plan = _select_plan(*key, copy=False, store_hidden=True)
+    weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
+    plan = _select_plan(_map_of(x), key)
     scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
-    given = pooled_out if pooled is None else pooled
     with _on_device_of(x):
-        _run_layers(plan, x, x, given, scratch, fc1_weight, fc2_weight, bias1, bias2, hidden, logits)
-        plan.rank.on(scratch, bias1, fc2_weight, bias2, hidden, logits, index, scores)
+        plan.pool.on(x, x, pooled_out if pooled is None else pooled, weights.fc1, scratch)
+        if plan.layers is not None:
+            plan.layers.on(scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits)
+        plan.rank.on(scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits, index, scores)
     return outputs
 
 
@@ -262,7 +301,7 @@ def _add_relu_pool(a, b, relu, y):
     hw, strides = h * w, tuple(map(_sample_stride, (a, second, y)))
     align = align_of(hw, *strides)
     variant = _add_relu_pool_variant(_TYPE_NAMES[a.dtype], channels, hw, align, b is not None, relu)
-    programs = n * configs.pool_config(channels, 1, hw).chunks
+    programs = n * configs.pool_config(channels, 1, hw).shares
     scalars = (*(stride // align for stride in strides), hw // align)
     with _on_device_of(a):
         run(variant, programs, a, second, y, pooled, *scalars)
@@ -281,70 +320,98 @@ def add_relu_pool_(a, b, relu):
 # ---- the tail, and the whole block
 
 
-def _tail_launches(
-    dtype: torch.dtype, size: tuple[int, int, int, int], k: int, stride: int, form: str,
-    selection: _SelectPlan | None,
-) -> tuple[_Launch, ...]:  # fmt: skip
-    """Of the tail on x of such a ``size``; what it selects from and mid lie where ``selection`` has them."""
-    n, channels, h, w = size
+def _tail_of(x: _Map, k: int, form: str) -> Tail:
     kind, mid, final_relu, position = read_form(form)
-    align = align_of(h * w, stride)
-    selector = None if selection is None else selection.selector
-    bottleneck = kind == "bottleneck"
-    tail = Tail(_TYPE_NAMES[dtype], channels, k, mid, h * w, align, bottleneck, final_relu, position, selector)
-    units = (0, 0) if selection is None else (selection.keys_units, selection.scratch_units)
-    launches = zip(configs.tail_variants(tail), configs.tail_programs(tail, n), strict=True)
-    scalars = (*units, stride // align, h * w // align, w)
-    return tuple(_Launch(variant, n * programs, (*scalars, programs)) for variant, programs in launches)
+    return Tail(
+        _TYPE_NAMES[x.dtype], x.channels, k, mid, x.hw, x.align, kind == "bottleneck", final_relu, position,
+        x.channels_last,
+    )  # fmt: skip
 
 
-_tail_plan = functools.lru_cache(_PLANS)(_tail_launches)
+@functools.lru_cache(_PLANS)
+def _tail_plan(x: _Map, k: int, form: str) -> tuple[_Launch, ...]:
+    tail = _tail_of(x, k, form)
+    programs = configs.tail_programs(tail)
+    scalars = (x.stride // x.align, x.hw_units, x.width, programs)
+    return tuple(_Launch(variant, x.n * programs, scalars) for variant in configs.tail_variants(tail))
 
 
 def tail_(x, scores, index, conv_parameters, form):
     if x.numel() == 0:
         return
-    n, _, h, w = size = x.shape
-    plan = _tail_plan(x.dtype, size, index.shape[1], _sample_stride(x), form, None)
-    scratch = x.new_empty((n * read_form(form).mid_channels * h * w,), dtype=torch.float32)
+    _check_size(x)
+    plan = _tail_plan(_map_of(x), index.shape[1], form)
+    n, _, h, w = x.shape
+    mid = x.new_empty((n, read_form(form).mid_channels, h, w), dtype=torch.float32)
     with _on_device_of(x):
         for launch in plan:
-            launch.on(x, index, scores, scratch, conv_parameters, scratch, scratch, scratch, scratch)
+            launch.on(x, index, scores, conv_parameters, mid)
+
+
+class _BlockPlan(NamedTuple):
+    """Launches of a block in order: ``pool`` and ``layers`` (both, over the batch) where there are any."""
+
+    pool: _Launch | None
+    layers: tuple[_Launch, ...]
+    finish: _Launch
+    scratch_units: int
 
 
 @functools.lru_cache(_PLANS)
-def _block_plan(selector_key, size, y_stride, copy, form) -> tuple[_SelectPlan, tuple[_Launch, ...]]:
-    """The selector's plan and the tail's."""
-    select = _select_plan(*selector_key, copy=copy, store_hidden=False)
-    (dtype, *_), k = selector_key[0], selector_key[4]
-    return select, _tail_launches(dtype, size, k, y_stride, form, select)
+def _block_plan(x: _Map, key: _SelectorKey, y_stride: int, copy: bool, form: str) -> _BlockPlan:
+    shared_out = configs.shared_out(x.channels, key.hidden, x.n)
+    y = x._replace(stride=y_stride)
+    selector = key.on(x, copy=copy, apart=shared_out == "layers", fused=True)
+    tail = _tail_of(y, key.k, form)
+    variants = configs.block_variants(selector, tail, shared_out)
+    # Where the slots would lie the batch's hidden layer does, where there is one; it is no larger.
+    keys_units = _units(x.n * selector.pool.shares * key.hidden)
+    mid_units = keys_units + _units(2 * x.n * selector.slices * selector.keep if shared_out == "layers" else 0)
+    scratch_units = mid_units + _units(x.n * tail.mid * x.hw)
+    pool = layers = ()
+    if shared_out == "pool":
+        last, programs = x, x.n * selector.pool.shares
+    else:
+        last, programs = y, x.n * (selector.slices if shared_out == "layers" else 1)
+        *before, _ = variants
+        shares = selector.pool.shares if shared_out == "layers" else replace(selector, fused=False).pool.shares
+        scalars = x.stride // x.align, x.hw_units
+        pool = tuple(_Launch(v, x.n * shares, scalars) for v in before if v.kernel == "pool_fwd_kernel")
+        layers = tuple(
+            _Launch(v, configs.linear_programs(v, x.n), (x.n,)) for v in before if v.kernel == "linear_fwd_kernel"
+        )
+    scalars = keys_units, mid_units, last.stride // last.align, last.hw_units, x.width
+    return _BlockPlan(next(iter(pool), None), layers, _Launch(variants[-1], programs, scalars), scratch_units)
 
 
-def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form):
+def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form, counters):
     """The block on x into y, which is x itself in place; returns the logits."""
-    n, channels, h, w = x.shape
+    n, channels = x.shape[:2]
     index = x.new_empty((n, k), dtype=torch.int64)
     logits = x.new_empty((n, channels), dtype=torch.float32)
     if n == 0:
         return logits
     _check_size(x)
-    biases = (fc1_bias is not None, fc2_bias is not None)
-    bias1, bias2 = (fc1_bias if biases[0] else fc1_weight), (fc2_bias if biases[1] else fc2_weight)
-    key = _selector_key(x, fc1_weight, fc2_weight, bias1, bias2, biases, pooled, k)
-    select, tail = _block_plan(key, x.shape, _sample_stride(y), y is not x, form)
-    mid = n * read_form(form).mid_channels * h * w
-    scratch = x.new_empty((16 * select.scratch_units + mid,), dtype=torch.float32)
+    weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
+    plan = _block_plan(_map_of(x), key, _sample_stride(y), y is not x, form)
+    scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
     # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
-    given = logits if pooled is None else pooled
+    means = logits if pooled is None else pooled
     with _on_device_of(x):
-        _run_layers(select, x, y, given, scratch, fc1_weight, fc2_weight, bias1, bias2, logits, logits)
-        for launch in tail:
-            launch.on(y, index, logits, logits, conv_parameters, scratch, bias1, fc2_weight, bias2)
+        if plan.pool is not None:
+            plan.pool.on(x, y, means, weights.fc1, scratch)
+        if plan.layers:
+            first, second = plan.layers
+            first.on(means, weights.fc1, weights.bias1, scratch)
+            second.on(scratch, weights.fc2, weights.bias2, logits)
+        source = x if plan.pool is None and not plan.layers else y
+        selector = (weights.fc1, weights.bias1, weights.fc2, weights.bias2)
+        plan.finish.on(source, y, means, *selector, conv_parameters, logits, index, scratch, counters)
     return logits
 
 
 def mod_block(x, *arguments):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
     return y, _block(x, y, *arguments)
 
 

@@ -1,10 +1,9 @@
-"""Tail kernel: the ranking where it is still to do, gather, narrowed conv block, scale and add, in place."""
+"""Tail: gather, narrowed conv block, scale and add, in place. Steps for block.py, and the kernel of ``tail_``."""
 
 import triton
 import triton.language as tl
 
-from .arithmetic import relu, sigmoid, sum_of_products
-from .select import select_sample
+from .arithmetic import offset_of, relu, sum_of_products
 
 
 @triton.jit
@@ -14,11 +13,14 @@ def _channel_vector(ptr, channel, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _add_plane_3x3(acc, plane_ptr, weight_ptr, out, OUT: tl.constexpr, IN: tl.constexpr, pixel, hw, width, inside):
+def _add_plane_3x3(
+    acc, plane_ptr, weight_ptr, out, pixel, hw, width, inside,
+    OUT: tl.constexpr, IN: tl.constexpr, PIXEL_STRIDE: tl.constexpr,
+):  # fmt: skip
     """``acc[o, p] += sum over the nine taps of weight[o, tap] * plane[p + tap]``, zero padding 1.
 
-    acc (OUT padded, BLOCK_HW) float32; weight_ptr is at [0, i, 0, 0] of weights (OUT, IN, 3, 3); inside False
-    stands for a plane of zeros.
+    acc (OUT padded, BLOCK_HW) float32; the plane's pixels lie PIXEL_STRIDE apart; weight_ptr is at [0, i, 0, 0] of
+    weights (OUT, IN, 3, 3); inside False stands for a plane of zeros.
     """
     row = pixel // width
     column = pixel % width
@@ -27,7 +29,8 @@ def _add_plane_3x3(acc, plane_ptr, weight_ptr, out, OUT: tl.constexpr, IN: tl.co
         near_row = row + (tap // 3 - 1)
         near_column = column + (tap % 3 - 1)
         mask = (near_row >= 0) & (near_row < height) & (near_column >= 0) & (near_column < width)
-        value = tl.load(plane_ptr + near_row * width + near_column, mask=mask & (pixel < hw) & inside, other=0.0)
+        place = (near_row * width + near_column) * PIXEL_STRIDE
+        value = tl.load(plane_ptr + place, mask=mask & (pixel < hw) & inside, other=0.0)
         weight = tl.load(weight_ptr + out * (IN * 9) + tap, mask=out < OUT, other=0.0)
         acc += weight[:, None] * value.to(tl.float32)[None, :]
     return acc
@@ -36,7 +39,7 @@ def _add_plane_3x3(acc, plane_ptr, weight_ptr, out, OUT: tl.constexpr, IN: tl.co
 @triton.jit
 def _gather_1x1(
     x_sample, index_row, weight_ptr, bias_ptr, mid_sample, pixel, hw,
-    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """``mid[m, p] = relu(b1[m] + sum_j w1[m, j] * x[index[j], p])`` for one tile of pixels."""
     j = tl.arange(0, K_PAD)
@@ -44,18 +47,19 @@ def _gather_1x1(
     inside = (source >= 0) & (source < C)
     tl.device_assert(inside, "index out of range")
     mask = ((j < K) & inside)[:, None] & (pixel < hw)[None, :]
-    gathered = tl.load(x_sample + source[:, None] * hw + pixel[None, :], mask=mask, other=0.0).to(tl.float32)
+    place = offset_of(source[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
+    gathered = tl.load(x_sample + place, mask=mask, other=0.0).to(tl.float32)
     for m in range(M):
         weight = _channel_vector(weight_ptr + m * K, j, K)
-        weights, planes = tl.broadcast(weight[:, None], gathered)
-        mid = sum_of_products(weights, planes, 0) + tl.load(bias_ptr + m)
+        weights, values = tl.broadcast(weight[:, None], gathered)
+        mid = sum_of_products(weights, values, 0) + tl.load(bias_ptr + m)
         tl.store(mid_sample + m * hw + pixel, relu(mid), mask=pixel < hw)
 
 
 @triton.jit
 def _gather_3x3(
     x_sample, index_row, weight_ptr, bias_ptr, mid_sample, pixel, hw, width,
-    C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_HW: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_HW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """``mid[o, p] = relu(b1[o] + sum_j (w1[o, j] * x[index[j]])[p])``, 3x3, for one tile of pixels."""
     out = tl.arange(0, K_PAD)
@@ -64,7 +68,9 @@ def _gather_3x3(
         source = tl.load(index_row + j)
         inside = (source >= 0) & (source < C)
         tl.device_assert(inside, "index out of range")
-        acc = _add_plane_3x3(acc, x_sample + source * hw, weight_ptr + j * 9, out, K, K, pixel, hw, width, inside)
+        plane = x_sample + offset_of(source, 0, hw, C, CHANNELS_LAST)
+        stride: tl.constexpr = C if CHANNELS_LAST else 1
+        acc = _add_plane_3x3(acc, plane, weight_ptr + j * 9, out, pixel, hw, width, inside, K, K, stride)
     mask = (out < K)[:, None] & (pixel < hw)[None, :]
     tl.store(mid_sample + out[:, None] * hw + pixel[None, :], relu(acc), mask=mask)
 
@@ -88,7 +94,7 @@ def _expand_1x1(
 @triton.jit
 def _add_to_channels(
     x_sample, z, score, index_row, pixel, hw,
-    C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, POSITION: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, POSITION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """``x[P_j, p] += score[j] * z[j, p]`` for one tile of pixels; the P_j are distinct."""
     j = tl.arange(0, K_PAD)
@@ -98,50 +104,81 @@ def _add_to_channels(
         mask = mask & (target >= 0) & (target < C)
     else:
         target = (j + (C - K) if POSITION == "last" else j).to(tl.int64)
-    places = x_sample + target[:, None] * hw + pixel[None, :]
+    places = x_sample + offset_of(target[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
     mask = mask[:, None] & (pixel < hw)[None, :]
     x = tl.load(places, mask=mask, other=0.0)
     tl.store(places, (x.to(tl.float32) + score[:, None] * z).to(x.dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=["keys_units", "mid_units", "stride_xn", "hw_units", "width", "programs"])
+@triton.jit
+def first_convolution(
+    x_sample, index_row, conv_ptr, mid_sample, part, parts, hw, width,
+    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, BLOCK_HW: tl.constexpr,
+    BOTTLENECK: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """``mid = relu(w1 * x[index] + b1)``, of every ``parts``-th block of pixels; mid (M, H, W) float32."""
+    bias_ptr = conv_ptr + M * K * (1 if BOTTLENECK else 9)
+    for start in range(part * BLOCK_HW, hw, parts * BLOCK_HW):
+        pixel = start + tl.arange(0, BLOCK_HW)
+        if BOTTLENECK:
+            _gather_1x1(
+                x_sample, index_row, conv_ptr, bias_ptr, mid_sample, pixel, hw, C, K, M, K_PAD, CHANNELS_LAST
+            )
+        else:
+            _gather_3x3(
+                x_sample, index_row, conv_ptr, bias_ptr, mid_sample, pixel, hw, width, C, K, K_PAD,
+                BLOCK_HW, CHANNELS_LAST,
+            )  # fmt: skip
+
+
+@triton.jit
+def rest_of_block(
+    x_sample, index_row, score, conv_ptr, mid_sample, part, parts, hw, width,
+    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, M_PAD: tl.constexpr,
+    BLOCK_HW: tl.constexpr, BOTTLENECK: tl.constexpr, FINAL_RELU: tl.constexpr, POSITION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """``x[P] += score * rest(mid)``, of every ``parts``-th block of pixels; score (K_PAD,)."""
+    weight2_ptr = conv_ptr + M * K * (1 if BOTTLENECK else 9) + M
+    bias2_ptr = weight2_ptr + M * M * 9
+    weight3_ptr = bias2_ptr + M
+    bias3_ptr = weight3_ptr + K * M
+    lane = tl.arange(0, M_PAD)
+    for start in range(part * BLOCK_HW, hw, parts * BLOCK_HW):
+        pixel = start + tl.arange(0, BLOCK_HW)
+        acc = tl.zeros((M_PAD, BLOCK_HW), tl.float32) + _channel_vector(bias2_ptr, lane, M)[:, None]
+        for m in range(M):
+            plane = mid_sample + m * hw
+            acc = _add_plane_3x3(acc, plane, weight2_ptr + m * 9, lane, pixel, hw, width, True, M, M, 1)
+        if BOTTLENECK:
+            acc = _expand_1x1(relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
+        if FINAL_RELU:
+            acc = relu(acc)
+        _add_to_channels(x_sample, acc, score, index_row, pixel, hw, C, K, K_PAD, POSITION, CHANNELS_LAST)
+
+
+@triton.jit(do_not_specialize=["stride_xn", "hw_units", "width", "programs"])
 def tail_fwd_kernel(
     x_ptr,
     index_ptr,
     scores_ptr,
-    logits_ptr,
     conv_ptr,
-    scratch_ptr,
-    fc1_bias_ptr,
-    fc2_weight_ptr,
-    fc2_bias_ptr,
-    keys_units: tl.int64,
-    mid_units: tl.int64,
+    mid_ptr,
     stride_xn: tl.int64,
     hw_units,
     width,
     programs,
     C: tl.constexpr,
-    R: tl.constexpr,
     K: tl.constexpr,
     M: tl.constexpr,
-    C_PAD: tl.constexpr,
-    R_PAD: tl.constexpr,
     K_PAD: tl.constexpr,
     M_PAD: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_HW: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    SLICE_C: tl.constexpr,
-    KEEP: tl.constexpr,
-    HAS_FC1_BIAS: tl.constexpr,
-    HAS_FC2_BIAS: tl.constexpr,
     BOTTLENECK: tl.constexpr,
     FINAL_RELU: tl.constexpr,
     POSITION: tl.constexpr,
-    SELECTION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     FIRST: tl.constexpr,
     REST: tl.constexpr,
 ):
@@ -149,14 +186,10 @@ def tail_fwd_kernel(
 
     conv_block, BN folded: BOTTLENECK ``w3 * relu(w2 * relu(w1 * g + b1) + b2) + b3`` with w1 (M, K, 1, 1),
     w2 (M, M, 3, 3), w3 (K, M, 1, 1); else ``w2 * relu(w1 * g + b1) + b2`` with w1, w2 (K, K, 3, 3), M = K; conv:
-    w1, b1, w2, b2 (, w3, b3) one after the other, float32. x (N, C, H, W), planes dense, samples
-    ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * ALIGN``; index (N, K) int64, no channel twice in a
-    sample; mid (N, M, H, W), what the first convolution gives, float32, at scratch + 16 * mid_units. Nothing is
-    rounded before the sum.
-
-    SELECTION says where the selection comes from: "given": index and scores (N, K) float32; "keys", "slots": it is
-    made here from what the selector's launches left in scratch (select.py), all programs of a sample doing the
-    same. The scores are then the sigmoids of logits (N, C).
+    w1, b1, w2, b2 (, w3, b3) one after the other, float32. x (N, C, H, W), samples ``stride_xn * ALIGN`` elements
+    apart; ``H*W = hw_units * ALIGN`` in NCHW, hw_units in channels_last; index (N, K) int64, no channel twice in a
+    sample; scores (N, K), mid (N, M, H, W), what the first convolution gives, float32. Nothing is rounded before
+    the sum.
 
     In place, a gathered channel may be one that is written: all of a sample's first convolution (FIRST) is
     done before any of the rest (REST). Either both in one program per sample, a barrier between
@@ -165,50 +198,21 @@ def tail_fwd_kernel(
     program = tl.program_id(0)
     n = (program // programs).to(tl.int64)
     part = program % programs
-    hw = hw_units * ALIGN
+    hw = hw_units if CHANNELS_LAST else hw_units * ALIGN
     x_sample = x_ptr + n * stride_xn * ALIGN
     index_row = index_ptr + n * K
-    mid_sample = scratch_ptr + mid_units * 16 + n * M * hw
-    TAPS1: tl.constexpr = 1 if BOTTLENECK else 9
-    bias1_ptr = conv_ptr + M * K * TAPS1
-    weight2_ptr = bias1_ptr + M
-    bias2_ptr = weight2_ptr + M * M * 9
-    weight3_ptr = bias2_ptr + M
-    bias3_ptr = weight3_ptr + K * M
-
+    mid_sample = mid_ptr + n * M * hw
     if FIRST:
-        if SELECTION != "given":
-            select_sample(
-                scratch_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, logits_ptr, logits_ptr, index_ptr,
-                keys_units, n, C, R, K, C_PAD, R_PAD, K_PAD, CHUNKS, BLOCK_SLOTS, BLOCK_C, SLICE_C, KEEP,
-                HAS_FC1_BIAS, HAS_FC2_BIAS, SELECTION, False,
-            )  # fmt: skip
-        for start in range(part * BLOCK_HW, hw, programs * BLOCK_HW):
-            pixel = start + tl.arange(0, BLOCK_HW)
-            if BOTTLENECK:
-                _gather_1x1(x_sample, index_row, conv_ptr, bias1_ptr, mid_sample, pixel, hw, C, K, M, K_PAD)
-            else:
-                _gather_3x3(
-                    x_sample, index_row, conv_ptr, bias1_ptr, mid_sample, pixel, hw, width, C, K, K_PAD, BLOCK_HW
-                )
+        first_convolution(
+            x_sample, index_row, conv_ptr, mid_sample, part, programs, hw, width, C, K, M, K_PAD, BLOCK_HW,
+            BOTTLENECK, CHANNELS_LAST,
+        )  # fmt: skip
     if FIRST and REST:
         tl.debug_barrier()
     if REST:
         j = tl.arange(0, K_PAD)
-        if SELECTION == "given":
-            score = tl.load(scores_ptr + n * K + j, mask=j < K, other=0.0)
-        else:
-            chosen = tl.load(index_row + j, mask=j < K, other=0)
-            score = sigmoid(tl.load(logits_ptr + n * C + chosen, mask=j < K, other=0.0))
-        lane = tl.arange(0, M_PAD)
-        for start in range(part * BLOCK_HW, hw, programs * BLOCK_HW):
-            pixel = start + tl.arange(0, BLOCK_HW)
-            acc = tl.zeros((M_PAD, BLOCK_HW), tl.float32) + _channel_vector(bias2_ptr, lane, M)[:, None]
-            for m in range(M):
-                plane = mid_sample + m * hw
-                acc = _add_plane_3x3(acc, plane, weight2_ptr + m * 9, lane, M, M, pixel, hw, width, True)
-            if BOTTLENECK:
-                acc = _expand_1x1(relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
-            if FINAL_RELU:
-                acc = relu(acc)
-            _add_to_channels(x_sample, acc, score, index_row, pixel, hw, C, K, K_PAD, POSITION)
+        score = tl.load(scores_ptr + n * K + j, mask=j < K, other=0.0)
+        rest_of_block(
+            x_sample, index_row, score, conv_ptr, mid_sample, part, programs, hw, width, C, K, M, K_PAD,
+            M_PAD, BLOCK_HW, BOTTLENECK, FINAL_RELU, POSITION, CHANNELS_LAST,
+        )  # fmt: skip

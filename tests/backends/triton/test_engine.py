@@ -60,7 +60,8 @@ CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", 
         ({"dtype": torch.int32}, "int32"),
         ({"dtype": torch.float64}, "float64"),
         ({"weight_dtype": torch.float64}, "weights"),
-        ({"layout": "channels_last"}, "channels_last"),
+        ({"layout": "channels_last"}, ""),
+        ({"layout": "other"}, "other"),
         ({"channels": 8192}, "C=8192"),
         ({"k": 512}, "k=512"),
         ({"kind": "inverted_residual"}, "inverted_residual"),
@@ -92,8 +93,9 @@ def raw_calls(device):
     yield "add_relu_pool", (x, x.clone(), True)
     yield "add_relu_pool_", (x, None, True)
     yield "tail_", (x, scores, index, *spec.conv_arguments)
-    yield "mod_block", (x, *selector, *spec.conv_arguments)
-    yield "mod_block_", (x, *selector, *spec.conv_arguments)
+    counters = torch.zeros((2,), dtype=torch.int32, device=device)
+    yield "mod_block", (x, *selector, *spec.conv_arguments, counters)
+    yield "mod_block_", (x, *selector, *spec.conv_arguments, counters)
 
 
 def test_opcheck(device):
@@ -140,8 +142,10 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_variants_are_what_the_launcher_launches(shape, dtype, device, monkeypatch):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, device, monkeypatch, with_configs):
     """No launch outside the enumerated variants, none of them never launched, arguments typed as they say."""
+    with_configs(ONE_LAUNCH_WEIGHTS=16384)
     launched = {}
 
     def record(variant, programs, *arguments):
@@ -150,8 +154,9 @@ def test_variants_are_what_the_launcher_launches(shape, dtype, device, monkeypat
     monkeypatch.setattr(launch, "run", record)
     kind = getattr(torch, dtype)
     spec = make_spec(shape.channels, shape.k, shape.kind, kind, hidden=shape.hidden, device=device)
-    for samples in (1, 64):
+    for samples in (1, configs.BATCH_SAMPLES + 1):
         x = torch.zeros((samples, shape.channels, shape.hw // 35, 35), dtype=kind, device=device)
+        x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         z, scores = x[:, : shape.k].contiguous(), torch.zeros((samples, shape.k), device=device)
         index = torch.zeros((samples, shape.k), dtype=torch.int64, device=device)
         for pooled in (None, torch.zeros((samples, shape.channels), device=device)):
@@ -159,15 +164,17 @@ def test_variants_are_what_the_launcher_launches(shape, dtype, device, monkeypat
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
             for op in ("select_channels", "select_channels_saving"):
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k)
+        TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
+        if channels_last:
+            continue
         for b in (None, x.clone()):
             for relu in (False, True):
                 TRITON.ops["add_relu_pool"](x, b, relu)
                 TRITON.ops["add_relu_pool_"](x, b, relu)
-        TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
         TRITON.ops["gather_channels"](x, index)
         TRITON.ops["fuse_channels"](x, z, scores, index, "first")
         TRITON.ops["fuse_channels_"](x, z, scores, None, "first")
-    assert set(launched) == set(configs.variants(shape, dtype))
+    assert set(launched) == set(configs.variants(shape, dtype, channels_last=channels_last))
     for variant, arguments in launched.items():
         names = launch.kernels()[variant.kernel].arg_names
         assert [*dict(variant.signature), *dict(variant.constexprs)] == [

@@ -9,30 +9,42 @@ import dataclasses
 import pytest
 import torch
 
-from mod_kernels.backends.triton import TRITON, launch
+from mod_kernels.backends.triton import TRITON, launch, workspace
 
 from ...support import feature_map, make_spec
-from .checks import check_block, same_bits
+from .checks import check_block, check_tail, same_bits
+from .test_block import WAYS
+
+triton = pytest.importorskip("triton")
+from triton import language as tl  # noqa: E402
+
+from mod_kernels.backends.triton import block  # noqa: E402
 
 ORDERS = ("forward", "reversed", "shuffled")
 
 
-def run_block(kind, op, position="first", hidden=3):
-    """A block with several programs per sample everywhere: chunks of channels, two launches of tail tiles."""
+def run_block(kind, op, position="first", layout="nchw"):
+    """A block with several programs per sample."""
     torch.manual_seed(1)
-    x = feature_map((2, 12, 35, 33))
-    before, spec = x.clone(), make_spec(12, 5, kind, hidden=hidden, position=position)
+    x = feature_map((2, 12, 20, 21), layout=layout)
+    before, spec = x.clone(), make_spec(12, 5, kind, hidden=3, position=position)
     result = TRITON.ops[op](x, *spec.selector_arguments, None, spec.k, *spec.conv_arguments)
     return before, spec, (result if op == "mod_block" else (x, result))
 
 
+SMALL = {"POOL_BLOCKS": ((None, 256, 4),), "CHANNELS_LAST_CHUNK": 4, "TILE": 128, "SLICE": 4}
+
+
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
-@pytest.mark.parametrize("kind,position,hidden", [("bottleneck", "first", 3), ("basic", "original", 1400)])
-def test_block(kind, position, hidden, op, program_order):
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("kind,position", [("bottleneck", "first"), ("basic", "original")])
+@pytest.mark.parametrize("way", WAYS)
+def test_block(way, kind, position, layout, op, program_order, with_configs):
+    with_configs(**WAYS[way] | SMALL)
     results = []
     for order in ORDERS:
         with program_order(order):
-            before, spec, result = run_block(kind, op, position, hidden)
+            before, spec, result = run_block(kind, op, position, layout)
         check_block(before, spec, *result)
         results.append(result)
     for other in results[1:]:
@@ -81,31 +93,80 @@ def test_add_relu_pool(program_order):
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def wrong_in_some_order(program_order, op, check=check_block):
-    """Orders in which the block comes out wrong."""
+def wrong_orders(program_order, run):
+    """Orders in which what ``run`` gives does not pass its check."""
     wrong = []
     for order in ORDERS:
         with program_order(order):
-            before, spec, result = run_block("bottleneck", op)
+            check, *arguments = run()
         try:
-            check(before, spec, *result)
+            check(*arguments)
         except (AssertionError, RuntimeError):  # RuntimeError: an index left out of range
             wrong.append(order)
     return wrong
 
 
+def block_run():
+    before, spec, result = run_block("bottleneck", "mod_block_")
+    return check_block, before, spec, *result
+
+
+def tail_run():
+    torch.manual_seed(1)
+    x, scores = feature_map((2, 12, 35, 33)), torch.rand(2, 5)
+    before, spec = x.clone(), make_spec(12, 5)
+    index = torch.stack([torch.randperm(5), torch.arange(5)])
+    TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
+    return check_tail, before, spec, x, scores, index
+
+
 def test_finds_a_tail_whose_tiles_do_both_convolutions(program_order, monkeypatch):
     """Both parts in one launch of several programs per sample: halos not there yet, or already overwritten."""
+    assert not wrong_orders(program_order, tail_run)
     run = launch.run
 
     def merged(variant, programs, *arguments):
         constants = dict(variant.constexprs)
-        if not constants.get("REST", True):
+        if not constants["REST"]:
             return
-        if "REST" in constants:
-            constants["FIRST"] = True
-            variant = dataclasses.replace(variant, constexprs=tuple(constants.items()))
-        run(variant, programs, *arguments)
+        constants["FIRST"] = True
+        run(dataclasses.replace(variant, constexprs=tuple(constants.items())), programs, *arguments)
 
     monkeypatch.setattr(launch, "run", merged)
-    assert wrong_in_some_order(program_order, "mod_block_") == list(ORDERS)
+    assert wrong_orders(program_order, tail_run) == list(ORDERS)
+
+
+@triton.jit
+def _is_first(counter_ptr, PROGRAMS: tl.constexpr):
+    before = tl.atomic_add(counter_ptr, 1)
+    if before == PROGRAMS - 1:
+        tl.store(counter_ptr, 0)
+    return before == 0
+
+
+@triton.jit
+def _is_program_zero(counter_ptr, PROGRAMS: tl.constexpr):
+    return tl.program_id(0) % PROGRAMS == 0
+
+
+@pytest.mark.parametrize("way", ["pool", "layers"])
+def test_finds_a_block_finished_by_the_wrong_program(way, program_order, with_configs, monkeypatch):
+    """By the first to arrive: wrong in every order. By number 0: right where it happens to come last."""
+    with_configs(**WAYS[way] | SMALL)
+    assert not wrong_orders(program_order, block_run)
+    monkeypatch.setattr(block, "_is_last", _is_first)
+    assert wrong_orders(program_order, block_run) == list(ORDERS)
+    monkeypatch.setattr(block, "_is_last", _is_program_zero)
+    assert wrong_orders(program_order, block_run) == ["forward", "shuffled"]
+
+
+def test_finds_counters_that_are_not_put_back(program_order, with_configs):
+    """A second call must find what the first did: here it does not, and no program believes to be the last."""
+    with_configs(**SMALL)
+    with program_order("forward"):
+        run_block("bottleneck", "mod_block_")
+        for counters in workspace._of_stream.values():
+            assert not counters.any()
+            counters += 1
+    assert wrong_orders(program_order, block_run) == list(ORDERS)
+    workspace.forget()

@@ -32,10 +32,11 @@ def select(x, spec, pooled=None):
     return outputs
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "channels_last_sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape,k,fields", CASES)
-def test_against_float64(shape, k, fields, dtype, device):
-    x = feature_map(shape, dtype, device=device)
+def test_against_float64(shape, k, fields, dtype, layout, device):
+    x = feature_map(shape, dtype, layout, device=device)
     spec = make_spec(shape[1], k, dtype=dtype, device=device, **fields)
     before = x.clone()
     scores, index, logits, hidden, pooled = select(x, spec)
