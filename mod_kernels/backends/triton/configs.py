@@ -41,8 +41,16 @@ POOL_SHARES = 64
 # built: 18 us against 11 for two launches, float16, N = 1, H100; no GPU has run it).
 ONE_LAUNCH_WEIGHTS = 65536
 # Warps of a block's last launch: the last program of a sample does the whole tail, faster the more threads it has.
-# At C = 2048, with its 49 pixels, it has nothing to give them.
-BLOCK_WARPS = {"pool": 16, "layers": 8, "nothing": 8}
+# With 7 x 7 pixels 8 warps have enough to do; 16 rank all of 2048 channels without spilling.
+BLOCK_WARPS = {"pool": 16, "layers": 8, "nothing": 16}
+# By warps: (channels up to so many, values of the tail a thread). With more, ptxas spills a few registers on one
+# architecture or another, though far from its limit: each value has an address and a place in x beside it.
+TAIL_VALUES = {
+    2: ((None, 8),),
+    4: ((4, 8), (None, 4)),
+    8: ((None, 4),),
+    16: ((8, 8), (16, 4), (None, 2)),
+}
 # Above so many samples the layers of a larger selector go over the batch: to read its weights for each sample
 # would cost more than to read x (estimated, too: from 60 to 100 samples on).
 BATCH_SAMPLES = 64
@@ -180,17 +188,15 @@ def layers_config(channels: int, hidden: int, shares: int, apart: bool) -> Layer
 
 @functools.lru_cache
 def tail_config(k: int, mid: int, hw: int, num_warps: int) -> TailConfig:
-    """Block sizes of the tail: a thread takes 2 pixels at most, and 8 of the k (or m) x block_hw values.
+    """Block sizes of the tail: TAIL_VALUES a thread of the k (or m) x block_hw float32 values, at least 16 pixels.
 
-    1 pixel where both convolutions are 3x3 (mid = k), 4 values where there are 32 channels or more. With more,
-    ptxas spills on one architecture or another: a value has an address and a place in x beside it, a pixel nine
-    taps. At least 16 pixels. A sample that fits one block takes one program of ``tail_``, which then needs no
-    second launch.
+    And 2 pixels a thread at most, 1 where both convolutions are 3x3 (mid = k). A sample that fits one block takes
+    one program of ``tail_``, which then needs no second launch.
     """
     rows, threads = power_of_two(max(k, mid)), 32 * num_warps
+    values = next(values for most, values in TAIL_VALUES[num_warps] if most is None or rows <= most)
     pixels = threads if mid == k else 2 * threads
-    values = (8 if rows < 32 else 4) * threads
-    block_hw = max(16, min(power_of_two(hw), pixels, values // rows))
+    block_hw = max(16, min(power_of_two(hw), pixels, values * threads // rows))
     return TailConfig(block_hw, num_warps, split=hw > block_hw)
 
 

@@ -11,18 +11,18 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are Python functions under TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
-# ptxas now and then spills two or three registers rather than take a step down in occupancy; which variant it
-# picks changes with Triton's version. More than that is a tile too large for its threads.
-MOST_SPILLED = 16  # bytes
 MOST_SHARED = 32 * 1024  # bytes: three programs fit where a multiprocessor has 100 KB (8.6, 8.9, 12.0)
 
 
-def everywhere(variant):
-    """What is compiled for every architecture: the tail, which has the most registers and ranks as well.
+def everywhere(variant, dtype):
+    """What is compiled for every architecture: the launches with a tail, which have the most registers.
 
-    The rest is compiled for 9.0 only, to keep the whole at some four minutes of processor time.
+    Of the blocks' the plain one, in place and in float16; the rest is compiled for 9.0 only, to keep the whole at
+    some five minutes of processor time. `mod-kernels resources` compiles everything.
     """
-    return variant.kernel == "tail_fwd_kernel"
+    constants = dict(variant.constexprs)
+    plain = variant.kernel == "block_fwd_kernel" and not constants["COPY"] and not constants["POOLED"]
+    return dtype == "float16" and (plain or variant.kernel == "tail_fwd_kernel")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -30,11 +30,21 @@ def everywhere(variant):
 @pytest.mark.parametrize("capability", ahead_of_time.CAPABILITIES)
 def test_variants(capability, shape, dtype):
     for variant in dict.fromkeys(configs.variants(shape, dtype)):
-        if capability == 90 or everywhere(variant):
-            resources = ahead_of_time.compile_variant(variant, capability)
-            assert resources.spill_stores <= MOST_SPILLED, (variant, resources)
-            assert resources.spill_loads <= MOST_SPILLED, (variant, resources)
-            assert resources.shared <= MOST_SHARED, (variant, resources)
+        if capability == 90 or everywhere(variant, dtype):
+            check(variant, capability)
+
+
+@pytest.mark.parametrize("shape", configs.PAPER_SHAPES[:4], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+def test_variants_in_channels_last(shape):
+    for variant in dict.fromkeys(configs.variants(shape, "float16", channels_last=True)):
+        if everywhere(variant, "float16"):
+            check(variant, 90)
+
+
+def check(variant, capability):
+    resources = ahead_of_time.compile_variant(variant, capability)
+    assert resources.spill_stores == resources.spill_loads == 0, (variant, resources)
+    assert resources.shared <= MOST_SHARED, (variant, resources)
 
 
 def test_spills_would_be_seen():
@@ -43,4 +53,4 @@ def test_spills_would_be_seen():
     variant = configs.pool_variant(selector)
     constants = dict(variant.constexprs) | {"CHUNK_C": 64, "BLOCK_HW": 1024}
     oversized = configs.Variant(variant.kernel, variant.signature, tuple(constants.items()), num_warps=4)
-    assert ahead_of_time.compile_variant(oversized, 80).spill_stores > MOST_SPILLED
+    assert ahead_of_time.compile_variant(oversized, 80).spill_stores > 0
