@@ -31,12 +31,13 @@ _OPS = (
 
 # Of these the last program of a sample to arrive goes on, which takes a counter of each sample.
 _COUNTING = ("mod_block", "mod_block_")
-_BOTH_LAYOUTS = ("select_channels", "select_channels_saving", "tail_", "mod_block", "mod_block_")
 _RANKING = ("select_channels", "select_channels_saving", "mod_block", "mod_block_")
 
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Ops that move values and add them once: these serve float64 and channels_last too.
+_PLANE_OPS = ("gather_channels", "fuse_channels", "fuse_channels_", "add_relu_pool", "add_relu_pool_")
 # One program ranks a sample's channels: 4096 int64 keys are 64 registers a thread at 256 threads.
 MAX_CHANNELS = 4096
 # A program of the tail holds all k channels of at least 16 pixels: 256 x 16 float32 values are a full tile.
@@ -116,16 +117,16 @@ def _device_problem(device: str) -> str:
 def _call_problem(call: Call) -> str:
     if call.op not in _OPS:
         return f"{call.op} has no Triton kernel in this version"
-    if call.dtype not in DTYPES:
-        return (
-            f"the Triton kernels take float32, float16 and bfloat16, not {str(call.dtype).removeprefix('torch.')}"
-        )
+    planes = call.op in _PLANE_OPS
+    if call.dtype not in DTYPES and not (planes and call.dtype == torch.float64):
+        served = "float64, float32" if planes else "float32"
+        dtype = str(call.dtype).removeprefix("torch.")
+        return f"{call.op} takes {served}, float16 and bfloat16 in Triton, not {dtype}"
     if call.weight_dtype is not None and call.weight_dtype not in DTYPES:
         name = str(call.weight_dtype).removeprefix("torch.")
         return f"the Triton kernels take float32, float16 and bfloat16 weights, not {name}"
-    layouts = (_layout.NCHW, _layout.CHANNELS_LAST) if call.op in _BOTH_LAYOUTS else (_layout.NCHW,)
-    if call.layout not in layouts:
-        return f"the Triton kernels of {call.op} read {' and '.join(layouts)}, not {call.layout}"
+    if call.layout not in (_layout.NCHW, _layout.CHANNELS_LAST):
+        return f"the Triton kernels read NCHW and channels_last, not {call.layout}"
     if call.op in _RANKING and call.channels > MAX_CHANNELS:
         return f"the selector kernel ranks up to {MAX_CHANNELS} channels, got C={call.channels}"
     if call.kind is not None and call.kind not in ("bottleneck", "basic"):

@@ -25,11 +25,3 @@ def relu(value):
 def sigmoid(value):
     """1 / (1 + exp(-value))."""
     return 1.0 / (1.0 + tl.exp(-value))
-
-
-@triton.jit
-def offset_of(channel, pixel, hw, C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Where element (channel, pixel) of a sample (C, H, W) lies."""
-    if CHANNELS_LAST:
-        return pixel * C + channel
-    return channel * hw + pixel

@@ -27,6 +27,15 @@ MAX_BLOCK_HW = 1024
 # (planes up to so many pixels, pixels at a time, channels a program), with 8 warps. Longer planes take more passes
 # over their block.
 POOL_BLOCKS = ((64, 64, 64), (256, 64, 32), (1024, 256, 8), (None, 2048, 4))
+# (pixels of a sample up to, pixels at a time, channels a program) of add_relu_pool with 8 warps: 8 to 32 values a
+# thread, in rows of 64 bytes and more. In channels_last a program takes fewer channels the more pixels they have,
+# down to 32 bytes of float16, one sector: there are no programs otherwise for small batches.
+ADD_RELU_POOL_BLOCKS = ((64, 64, 64), (256, 64, 32), (1024, 256, 8), (None, 2048, 4))
+ADD_RELU_POOL_BLOCKS_CHANNELS_LAST = ((64, 64, 64), (256, 128, 32), (None, 256, 16))
+# Channels that a program of gather or fuse takes at most in channels_last: of C, where all of it is copied, and of
+# the k, which in every pixel lie apart from the next pixel's.
+PLANE_CHANNELS = 128
+PLANE_K = 32
 # Weights of the second layer, C * R, that one program reads for a sample; more are shared out over programs by
 # a launch of their own. 16384 is C = 512 at the paper's R: above, one program takes longer than a launch.
 MAX_LAYER_WEIGHTS = 16384
@@ -60,7 +69,9 @@ FIRST_LAYER_TILE = (16, 64, 16)
 SECOND_LAYER_TILE = (32, 32, 64)
 
 # torch's names to Triton's, for the dtypes this engine serves.
-SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
+SCALAR_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
+WIDEST_LOAD = 16  # bytes a thread
 
 
 @dataclass(frozen=True)
@@ -128,10 +139,27 @@ class TailConfig:
 
 @dataclass(frozen=True)
 class PlaneConfig:
-    """``block_channels`` planes x ``block_hw`` pixels a program, one pass."""
+    """``block_channels`` x ``block_hw`` pixels a program, in one pass; ``chunks`` and ``tiles`` of them."""
 
     block_channels: int
+    chunks: int
     block_hw: int
+    tiles: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class AddReluPoolConfig:
+    """``chunk_channels`` a program, ``block_hw`` pixels at a time.
+
+    With ``run``, the chunk's planes at once as so many values in a row, of which ``lanes`` threads sum a channel.
+    """
+
+    chunk_channels: int
+    chunks: int
+    block_hw: int
+    run: int
+    lanes: int
     num_warps: int
 
 
@@ -201,11 +229,52 @@ def tail_config(k: int, mid: int, hw: int, num_warps: int) -> TailConfig:
 
 
 @functools.lru_cache
-def plane_config(channels: int, hw: int, one_plane: bool) -> PlaneConfig:
-    """Block sizes of gather and fuse: a pass over memory, 16 elements a thread."""
-    block_hw = min(power_of_two(hw), MAX_BLOCK_HW)
-    block_channels = 1 if one_plane else max(1, min(power_of_two(channels), 2 * MAX_BLOCK_HW // block_hw))
-    return PlaneConfig(block_channels, block_hw, num_warps=4 if block_channels * block_hw > 512 else 1)
+def plane_config(channels: int, hw: int, most: int, channels_last: bool) -> PlaneConfig:
+    """Block sizes of gather and fuse, a pass over memory with 16 elements a thread: ``most`` channels a program.
+
+    The block is long where the layout is dense: in NCHW along the pixels, in channels_last along the channels.
+    """
+    block_hw, block_channels = min(power_of_two(hw), MAX_BLOCK_HW), min(power_of_two(channels), most)
+    if channels_last:
+        block_hw = min(block_hw, 2 * MAX_BLOCK_HW // block_channels)
+    else:
+        block_channels = min(block_channels, 2 * MAX_BLOCK_HW // block_hw)
+    warps = 4 if block_channels * block_hw > 512 else 1
+    return PlaneConfig(block_channels, -(-channels // block_channels), block_hw, -(-hw // block_hw), warps)
+
+
+def gather_config(k: int, hw: int, channels_last: bool) -> PlaneConfig:
+    return plane_config(k, hw, PLANE_K if channels_last else 1, channels_last)
+
+
+def fuse_config(channels: int, k: int, hw: int, position: str, channels_last: bool, in_place: bool) -> PlaneConfig:
+    if not in_place:
+        return plane_config(channels, hw, PLANE_CHANNELS if channels_last else MAX_BLOCK_HW, channels_last)
+    # "original" compares a program's channels with all k, and they lie anywhere: one at a time.
+    together = channels_last and position != "original"
+    return plane_config(k, hw, PLANE_K if together else 1, channels_last)
+
+
+@functools.lru_cache
+def add_relu_pool_config(x: str, channels: int, hw: int, hw_align: int, channels_last: bool) -> AddReluPoolConfig:
+    """Block sizes of add_relu_pool, for x's type.
+
+    In a run where the planes' own alignment gives narrow loads and at least 16 planes fit a tile: 16 planes begin
+    at a multiple of 16 elements whatever H*W is.
+    """
+    warps = 8
+    channels_pad, hw_pad = power_of_two(channels), power_of_two(hw)
+    narrow = not channels_last and hw_align * SCALAR_BYTES[x] < WIDEST_LOAD
+    if narrow and 16 * hw <= TILE:
+        chunk = min(channels_pad, 64, power_of_two(TILE // hw + 1) // 2)
+        run, block_hw = power_of_two(chunk * hw), hw_pad
+    else:
+        blocks = ADD_RELU_POOL_BLOCKS_CHANNELS_LAST if channels_last else ADD_RELU_POOL_BLOCKS
+        _, block_hw, chunk = next(row for row in blocks if row[0] is None or hw <= row[0])
+        block_hw = block_hw // 2 if x == "fp64" else block_hw  # two registers a value
+        run, block_hw, chunk = 0, min(block_hw, hw_pad), min(chunk, channels_pad)
+    lanes = min(block_hw, 32 * warps // chunk) if run else 0
+    return AddReluPoolConfig(chunk, -(-channels // chunk), block_hw, run, lanes, warps)
 
 
 @dataclass(frozen=True)
@@ -425,46 +494,64 @@ def linear_programs(variant: Variant, samples: int) -> int:
     return -(-samples // constants["BLOCK_N"]) * -(-constants["OUTPUTS"] // constants["BLOCK_OUT"])
 
 
-def gather_variant(x: str, channels: int, k: int, hw: int, align: int) -> Variant:
+# align: of the samples' strides; hw_align: of H*W.
+
+
+def gather_variant(
+    x: str, channels: int, k: int, hw: int, align: int, hw_align: int, channels_last: bool
+) -> Variant:
     """The gather's, for x's type."""
-    config = plane_config(channels, hw, one_plane=True)
+    config = gather_config(k, hw, channels_last)
     pointers = {"x_ptr": x, "index_ptr": "i64", "out_ptr": x}
     scalars = {"stride_xn": "i64", "hw_units": "i32", "tiles": "i32"}
-    constants = {"C": channels, "K": k, "ALIGN": align, "BLOCK_HW": config.block_hw}
+    constants = {
+        "C": channels, "K": k, "ALIGN": align, "HW_ALIGN": hw_align, "BLOCK_K": config.block_channels,
+        "BLOCK_HW": config.block_hw, "CHANNELS_LAST": channels_last,
+    }  # fmt: skip
     return _variant("gather_channels_fwd_kernel", pointers, scalars, constants, config.num_warps)
 
 
 def fuse_variant(
-    x: str, channels: int, k: int, hw: int, align: int, position: str, z_channels_last: bool, in_place: bool
-) -> Variant:
+    x: str, channels: int, k: int, hw: int, align: int, hw_align: int, position: str, channels_last: bool,
+    z_channels_last: bool, in_place: bool,
+) -> Variant:  # fmt: skip
     """The fuse's, out of place or in place, for x's type."""
-    config = plane_config(channels, hw, one_plane=in_place)
+    config = fuse_config(channels, k, hw, position, channels_last, in_place)
+    scores = accumulator(x)
     # Only "original" reads an index; for the others scores stands in.
-    index = "i64" if position == "original" else "fp32"
-    pointers = {"x_ptr": x, "z_ptr": x, "scores_ptr": "fp32", "index_ptr": index}
+    index = "i64" if position == "original" else scores
+    pointers = {"x_ptr": x, "z_ptr": x, "scores_ptr": scores, "index_ptr": index}
     scalars = {"stride_xn": "i64", "stride_zn": "i64", "hw_units": "i32", "tiles": "i32"}
     constants = {
-        "C": channels, "K": k, "ALIGN": align, "BLOCK_HW": config.block_hw, "POSITION": position,
-        "Z_CHANNELS_LAST": z_channels_last,
+        "C": channels, "K": k, "ALIGN": align, "HW_ALIGN": hw_align, "BLOCK_HW": config.block_hw,
+        "POSITION": position, "CHANNELS_LAST": channels_last, "Z_CHANNELS_LAST": z_channels_last,
     }  # fmt: skip
     if in_place:
-        constants |= {"K_PAD": power_of_two(k)}
+        constants |= {"K_PAD": power_of_two(k), "BLOCK_K": config.block_channels}
         return _variant("fuse_channels_inplace_fwd_kernel", pointers, scalars, constants, config.num_warps)
     pointers |= {"y_ptr": x}
     constants |= {"BLOCK_CH": config.block_channels}
     return _variant("fuse_channels_fwd_kernel", pointers, scalars, constants, config.num_warps)
 
 
-def add_relu_pool_variant(x: str, channels: int, hw: int, align: int, has_b: bool, relu: bool) -> Variant:
-    """That of add_relu_pool, in place or not; its blocks are the pooling's."""
-    config = pool_config(channels, 1, hw)
-    pointers = {"a_ptr": x, "b_ptr": x, "y_ptr": x, "pooled_ptr": "fp32"}
+def add_relu_pool_variant(
+    x: str, channels: int, hw: int, align: int, hw_align: int, channels_last: bool, has_b: bool, relu: bool
+) -> Variant:
+    """That of add_relu_pool, in place or not."""
+    config = add_relu_pool_config(x, channels, hw, hw_align, channels_last)
+    pointers = {"a_ptr": x, "b_ptr": x, "y_ptr": x, "pooled_ptr": accumulator(x)}
     scalars = dict.fromkeys(("stride_an", "stride_bn", "stride_yn"), "i64") | {"hw_units": "i32"}
     constants = {
-        "C": channels, "ALIGN": align, "CHUNK_C": config.chunk_channels, "BLOCK_HW": config.block_hw,
+        "C": channels, "ALIGN": align, "HW_ALIGN": hw_align, "CHUNK_C": config.chunk_channels,
+        "BLOCK_HW": config.block_hw, "RUN": config.run, "LANES": config.lanes, "CHANNELS_LAST": channels_last,
         "HAS_B": has_b, "RELU": relu,
     }  # fmt: skip
     return _variant("add_relu_pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
+
+
+def accumulator(x: str) -> str:
+    """Triton's name of the type that values of type ``x`` are summed in."""
+    return "fp64" if x == "fp64" else "fp32"
 
 
 def _variant(kernel: str, pointers: dict, scalars: dict, constants: dict, num_warps: int) -> Variant:
@@ -499,7 +586,7 @@ PAPER_SHAPES = tuple(
 
 
 def variants(shape: Shape, dtype: str, position: str = "first", channels_last: bool = False) -> Iterator[Variant]:
-    """Every variant that the ops launch for ``shape`` in ``dtype`` (a key of SCALAR_TYPES).
+    """Every variant that the ops launch for ``shape`` in ``dtype`` (a key of SCALAR_TYPES but float64).
 
     For dense x and z in one layout, weights of x's dtype and a selector without biases (the paper's), whatever the
     batch size, in place and out of place, with and without ``pooled``.
@@ -527,12 +614,24 @@ def variants(shape: Shape, dtype: str, position: str = "first", channels_last: b
         yield layers_variant(selector)
     yield rank_variant(selector)
     yield from tail_variants(tail)
-    if channels_last:
-        return
+    yield from plane_variants(shape, dtype, position, channels_last)
+
+
+def plane_variants(
+    shape: Shape, dtype: str, position: str = "first", channels_last: bool = False
+) -> Iterator[Variant]:
+    """Those of gather, fuse and add_relu_pool, for dense x and z in one layout; ``dtype`` may be float64."""
+    x, hw_align = SCALAR_TYPES[dtype], align_of(shape.hw)
+    stride = shape.channels * shape.hw
     for has_b in (False, True):
         for relu in (False, True):
-            yield add_relu_pool_variant(x, shape.channels, shape.hw, align, has_b, relu)
-    plain = (x, shape.channels, shape.k, shape.hw, align)
-    yield gather_variant(*plain)
+            yield add_relu_pool_variant(
+                x, shape.channels, shape.hw, align_of(stride), hw_align, channels_last, has_b, relu
+            )
+    sizes = (x, shape.channels, shape.k, shape.hw)
+    yield gather_variant(*sizes, align_of(stride), hw_align, channels_last)
     for in_place in (False, True):
-        yield fuse_variant(*plain, position, False, in_place)
+        align = align_of(stride, shape.k * shape.hw)
+        # z of one channel fits both layouts, and counts as NCHW.
+        z_channels_last = channels_last and shape.k > 1
+        yield fuse_variant(*sizes, align, hw_align, position, channels_last, z_channels_last, in_place)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._layout import CHANNELS_LAST, layout_of, memory_format_of
+from ..._library import accumulation_dtype
 from ...spec import read_form
 from . import configs
 from .configs import Selector, Tail, Variant, align_of
@@ -241,16 +242,25 @@ _fuse_variant = functools.lru_cache(_PLANS)(configs.fuse_variant)
 def gather_channels(x, index):
     n, channels, h, w = x.shape
     k = index.shape[1]
-    out = torch.empty((n, k, h, w), dtype=x.dtype, device=x.device)
+    out = _like(x, k)
     if out.numel() == 0:
         return out
     hw, stride = h * w, _sample_stride(x)
-    align = align_of(hw, stride)
-    variant = _gather_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align)
-    tiles = -(-hw // configs.plane_config(channels, hw, one_plane=True).block_hw)
+    align, hw_align = align_of(stride), align_of(hw)
+    channels_last = layout_of(x) == CHANNELS_LAST
+    variant = _gather_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align, hw_align, channels_last)
+    config = configs.gather_config(k, hw, channels_last)
     with _on_device_of(x):
-        run(variant, n * k * tiles, x, index, out, stride // align, hw // align, tiles)
+        programs = n * config.chunks * config.tiles
+        run(variant, programs, x, index, out, stride // align, hw // hw_align, config.tiles)
     return out
+
+
+def _like(x: Tensor, channels: int) -> Tensor:
+    """A fresh tensor of so many channels, dense in x's layout."""
+    n, _, h, w = x.shape
+    shape = (n, channels, h, w)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
 
 
 def _fuse(x, z, scores, index, position, y):
@@ -259,24 +269,24 @@ def _fuse(x, z, scores, index, position, y):
     k = z.shape[1]
     if x.numel() == 0:
         return
-    hw, stride = h * w, _sample_stride(x)
-    align = align_of(hw, stride)
+    hw, stride, stride_z = h * w, _sample_stride(x), _sample_stride(z)
+    align, hw_align = align_of(stride, stride_z), align_of(hw)
     in_place = y is None
-    z_channels_last = layout_of(z) == CHANNELS_LAST
-    variant = _fuse_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align, position, z_channels_last, in_place)
-    config = configs.plane_config(channels, hw, one_plane=in_place)
-    tiles = -(-hw // config.block_hw)
+    channels_last, z_channels_last = (layout_of(tensor) == CHANNELS_LAST for tensor in (x, z))
+    variant = _fuse_variant(
+        _TYPE_NAMES[x.dtype], channels, k, hw, align, hw_align, position, channels_last, z_channels_last, in_place
+    )
+    config = configs.fuse_config(channels, k, hw, position, channels_last, in_place)
     # Read for position "original" alone; else scores stands in, as the signature says.
     index = index if position == "original" else scores
     pointers = (x, z, scores, index) if in_place else (x, z, scores, index, y)
-    stride_zn = z.stride(0) if n > 1 else k * hw
-    programs = n * tiles * (k if in_place else -(-channels // config.block_channels))
+    programs = n * config.chunks * config.tiles
     with _on_device_of(x):
-        run(variant, programs, *pointers, stride // align, stride_zn, hw // align, tiles)
+        run(variant, programs, *pointers, stride // align, stride_z // align, hw // hw_align, config.tiles)
 
 
 def fuse_channels(x, z, scores, index, position):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = _like(x, x.shape[1])
     _fuse(x, z, scores, index, position, y)
     return y
 
@@ -294,22 +304,24 @@ def _add_relu_pool(a, b, relu, y):
     """Into ``y``, which is a itself in place; returns pooled."""
     _check_size(a)
     n, channels, h, w = a.shape
-    pooled = a.new_empty((n, channels), dtype=torch.float32)
+    pooled = a.new_empty((n, channels), dtype=accumulation_dtype(a.dtype))
     if a.numel() == 0:
         return pooled
     second = a if b is None else b
     hw, strides = h * w, tuple(map(_sample_stride, (a, second, y)))
-    align = align_of(hw, *strides)
-    variant = _add_relu_pool_variant(_TYPE_NAMES[a.dtype], channels, hw, align, b is not None, relu)
-    programs = n * configs.pool_config(channels, 1, hw).shares
-    scalars = (*(stride // align for stride in strides), hw // align)
+    align, hw_align = align_of(*strides), align_of(hw)
+    sizes = (_TYPE_NAMES[a.dtype], channels, hw)
+    channels_last = layout_of(a) == CHANNELS_LAST
+    variant = _add_relu_pool_variant(*sizes, align, hw_align, channels_last, b is not None, relu)
+    programs = n * configs.add_relu_pool_config(*sizes, hw_align, channels_last).chunks
+    scalars = (*(stride // align for stride in strides), hw // hw_align)
     with _on_device_of(a):
         run(variant, programs, a, second, y, pooled, *scalars)
     return pooled
 
 
 def add_relu_pool(a, b, relu):
-    y = torch.empty(a.shape, dtype=a.dtype, device=a.device)
+    y = _like(a, a.shape[1])
     return y, _add_relu_pool(a, b, relu, y)
 
 

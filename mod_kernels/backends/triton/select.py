@@ -14,7 +14,8 @@ counters, no atomics, nothing that depends on the order of programs:
 import triton
 import triton.language as tl
 
-from .arithmetic import offset_of, relu, sigmoid, sum_of_products
+from .arithmetic import relu, sigmoid, sum_of_products
+from .layout import offset_in_sample
 
 LOWEST_KEY = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # below that of any logit
 
@@ -47,7 +48,7 @@ def pool_share(
         for start in range(part * BLOCK_HW, hw, PARTS * BLOCK_HW):
             pixel = start + tl.arange(0, BLOCK_HW)
             mask = channel_mask[:, None] & (pixel < hw)[None, :]
-            place = offset_of(channel[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
+            place = offset_in_sample(channel[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
             tile = tl.load(x_sample + place, mask=mask, other=0.0)  # (CHUNK_C, BLOCK_HW)
             if COPY:
                 tl.store(y_sample + place, tile, mask=mask)

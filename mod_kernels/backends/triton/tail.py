@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import offset_of, relu, sum_of_products
+from .arithmetic import relu, sum_of_products
+from .layout import offset_in_sample
 
 
 @triton.jit
@@ -47,7 +48,7 @@ def _gather_1x1(
     inside = (source >= 0) & (source < C)
     tl.device_assert(inside, "index out of range")
     mask = ((j < K) & inside)[:, None] & (pixel < hw)[None, :]
-    place = offset_of(source[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
+    place = offset_in_sample(source[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
     gathered = tl.load(x_sample + place, mask=mask, other=0.0).to(tl.float32)
     for m in range(M):
         weight = _channel_vector(weight_ptr + m * K, j, K)
@@ -68,7 +69,7 @@ def _gather_3x3(
         source = tl.load(index_row + j)
         inside = (source >= 0) & (source < C)
         tl.device_assert(inside, "index out of range")
-        plane = x_sample + offset_of(source, 0, hw, C, CHANNELS_LAST)
+        plane = x_sample + offset_in_sample(source, 0, hw, C, CHANNELS_LAST)
         stride: tl.constexpr = C if CHANNELS_LAST else 1
         acc = _add_plane_3x3(acc, plane, weight_ptr + j * 9, out, pixel, hw, width, inside, K, K, stride)
     mask = (out < K)[:, None] & (pixel < hw)[None, :]
@@ -104,7 +105,7 @@ def _add_to_channels(
         mask = mask & (target >= 0) & (target < C)
     else:
         target = (j + (C - K) if POSITION == "last" else j).to(tl.int64)
-    places = x_sample + offset_of(target[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
+    places = x_sample + offset_in_sample(target[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
     mask = mask[:, None] & (pixel < hw)[None, :]
     x = tl.load(places, mask=mask, other=0.0)
     tl.store(places, (x.to(tl.float32) + score[:, None] * z).to(x.dtype), mask=mask)

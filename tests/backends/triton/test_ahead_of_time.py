@@ -47,6 +47,16 @@ def check(variant, capability):
     assert resources.shared <= MOST_SHARED, (variant, resources)
 
 
+@pytest.mark.parametrize(
+    "dtype,channels_last", [("float32", True), ("float16", True), ("float64", False), ("float64", True)]
+)
+@pytest.mark.parametrize("shape", configs.PAPER_SHAPES[:4], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+def test_plane_variants(shape, dtype, channels_last):
+    """Layouts and types that gather, fuse and add_relu_pool alone serve."""
+    for variant in configs.plane_variants(shape, dtype, channels_last=channels_last):
+        check(variant, 90)
+
+
 def test_spills_would_be_seen():
     """A tile far too large for its threads: the numbers above are read, not assumed."""
     selector = configs.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from mod_kernels._layout import memory_format_of
+from mod_kernels._library import accumulation_dtype
 from mod_kernels.backends import Call
 from mod_kernels.backends.triton import _OPS, TRITON, configs, launch
 
@@ -66,6 +68,12 @@ CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", 
         ({"k": 512}, "k=512"),
         ({"kind": "inverted_residual"}, "inverted_residual"),
         ({"op": "add_relu_pool"}, ""),
+        ({"op": "add_relu_pool_", "dtype": torch.float64, "layout": "channels_last"}, ""),
+        ({"op": "gather_channels", "dtype": torch.float64, "layout": "channels_last"}, ""),
+        ({"op": "fuse_channels", "dtype": torch.float64, "layout": "channels_last"}, ""),
+        ({"op": "fuse_channels", "dtype": torch.int32}, "int32"),
+        ({"op": "fuse_channels_", "layout": "other"}, "other"),
+        ({"op": "tail_", "dtype": torch.float64}, "float64"),
         ({"op": "select_channels_saving", "channels": 8192}, "C=8192"),
         ({"op": "pool_channels"}, "pool_channels"),
     ],
@@ -92,6 +100,12 @@ def raw_calls(device):
     yield "fuse_channels_", (x, z, scores, index, "original")
     yield "add_relu_pool", (x, x.clone(), True)
     yield "add_relu_pool_", (x, None, True)
+    wide, wide_scores = x.double().to(memory_format=torch.channels_last), scores.double()
+    yield "gather_channels", (wide, index)
+    yield "fuse_channels", (wide, z.double(), wide_scores, index, "original")
+    yield "fuse_channels_", (wide, z.double(), wide_scores, None, "first")
+    yield "add_relu_pool", (wide, None, True)
+    yield "add_relu_pool_", (wide, wide.clone(), True)
     yield "tail_", (x, scores, index, *spec.conv_arguments)
     counters = torch.zeros((2,), dtype=torch.int32, device=device)
     yield "mod_block", (x, *selector, *spec.conv_arguments, counters)
@@ -128,6 +142,7 @@ TORCH_TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
@@ -146,18 +161,14 @@ SHAPES = [
 def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, device, monkeypatch, with_configs):
     """No launch outside the enumerated variants, none of them never launched, arguments typed as they say."""
     with_configs(ONE_LAUNCH_WEIGHTS=16384)
-    launched = {}
-
-    def record(variant, programs, *arguments):
-        launched[variant] = arguments
-
-    monkeypatch.setattr(launch, "run", record)
+    launched = recorded_launches(monkeypatch)
     kind = getattr(torch, dtype)
     spec = make_spec(shape.channels, shape.k, shape.kind, kind, hidden=shape.hidden, device=device)
     for samples in (1, configs.BATCH_SAMPLES + 1):
         x = torch.zeros((samples, shape.channels, shape.hw // 35, 35), dtype=kind, device=device)
         x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        z, scores = x[:, : shape.k].contiguous(), torch.zeros((samples, shape.k), device=device)
+        z = x[:, : shape.k].contiguous(memory_format=memory_format_of(x))
+        scores = torch.zeros((samples, shape.k), device=device)
         index = torch.zeros((samples, shape.k), dtype=torch.int64, device=device)
         for pooled in (None, torch.zeros((samples, shape.channels), device=device)):
             for op in ("mod_block", "mod_block_"):
@@ -165,16 +176,50 @@ def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, de
             for op in ("select_channels", "select_channels_saving"):
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k)
         TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
-        if channels_last:
-            continue
-        for b in (None, x.clone()):
-            for relu in (False, True):
-                TRITON.ops["add_relu_pool"](x, b, relu)
-                TRITON.ops["add_relu_pool_"](x, b, relu)
-        TRITON.ops["gather_channels"](x, index)
-        TRITON.ops["fuse_channels"](x, z, scores, index, "first")
-        TRITON.ops["fuse_channels_"](x, z, scores, None, "first")
+        run_plane_ops(x, z, scores, index)
     assert set(launched) == set(configs.variants(shape, dtype, channels_last=channels_last))
+    check_arguments(launched)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_plane_variants_are_what_the_launcher_launches(dtype, layout, shape, device, monkeypatch):
+    launched = recorded_launches(monkeypatch)
+    for samples in (1, 3):
+        size, kind = (samples, shape.channels, shape.hw // 35, 35), getattr(torch, dtype)
+        x = feature_map(size, kind, layout, device)
+        z = feature_map((samples, shape.k, *size[2:]), kind, layout, device)
+        scores = torch.zeros((samples, shape.k), dtype=accumulation_dtype(kind), device=device)
+        run_plane_ops(x, z, scores, torch.zeros((samples, shape.k), dtype=torch.int64, device=device))
+    variants = configs.plane_variants(shape, dtype, channels_last=layout == "channels_last")
+    assert set(launched) == set(variants)
+    check_arguments(launched)
+
+
+def recorded_launches(monkeypatch):
+    """From now on launches run nothing: their arguments by their variants."""
+    launched = {}
+
+    def record(variant, programs, *arguments):
+        launched[variant] = arguments
+
+    monkeypatch.setattr(launch, "run", record)
+    return launched
+
+
+def run_plane_ops(x, z, scores, index):
+    for b in (None, x.clone()):
+        for relu in (False, True):
+            TRITON.ops["add_relu_pool"](x, b, relu)
+            TRITON.ops["add_relu_pool_"](x, b, relu)
+    TRITON.ops["gather_channels"](x, index)
+    TRITON.ops["fuse_channels"](x, z, scores, index, "first")
+    TRITON.ops["fuse_channels_"](x, z, scores, None, "first")
+
+
+def check_arguments(launched):
+    """Named, ordered and typed as the kernels and the variants have them."""
     for variant, arguments in launched.items():
         names = launch.kernels()[variant.kernel].arg_names
         assert [*dict(variant.signature), *dict(variant.constexprs)] == [

@@ -68,8 +68,10 @@ def test_select(pooled, hidden, program_order, with_configs):
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_fuse_with_repeated_channels(program_order):
-    x, z, scores = feature_map((2, 6, 5, 7)), feature_map((2, 5, 5, 7)), torch.rand(2, 5)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_fuse_with_repeated_channels(layout, program_order):
+    x, z = feature_map((2, 6, 5, 7), layout=layout), feature_map((2, 5, 5, 7), layout=layout)
+    scores = torch.rand(2, 5)
     index = torch.tensor([[4, 2, 4, 2, 4], [0, 5, 5, 5, 0]])
     results = []
     for order in ORDERS:
@@ -82,8 +84,9 @@ def test_fuse_with_repeated_channels(program_order):
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_add_relu_pool(program_order):
-    a, b = feature_map((2, 12, 35, 33)), feature_map((2, 12, 35, 33))
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_add_relu_pool(layout, program_order):
+    a, b = feature_map((2, 12, 35, 33), layout=layout), feature_map((2, 12, 35, 33), layout=layout)
     results = []
     for order in ORDERS:
         y = a.clone()
