@@ -50,15 +50,15 @@ POOL_SHARES = 64
 # built: 18 us against 11 for two launches, float16, N = 1, H100; no GPU has run it).
 ONE_LAUNCH_WEIGHTS = 65536
 # Warps of a block's last launch: the last program of a sample does the whole tail, faster the more threads it has.
-# With 7 x 7 pixels 8 warps have enough to do; 16 rank all of 2048 channels without spilling.
-BLOCK_WARPS = {"pool": 16, "layers": 8, "nothing": 16}
+# Half of them for planes of 7 x 7.
+BLOCK_WARPS = 16
 # By warps: (channels up to so many, values of the tail a thread). With more, ptxas spills a few registers on one
 # architecture or another, though far from its limit: each value has an address and a place in x beside it.
 TAIL_VALUES = {
     2: ((None, 8),),
     4: ((4, 8), (None, 4)),
-    8: ((None, 4),),
-    16: ((8, 8), (16, 4), (None, 2)),
+    8: ((8, 1), (16, 2), (None, 4)),
+    16: ((4, 8), (16, 4), (None, 2)),
 }
 # Above so many samples the layers of a larger selector go over the batch: to read its weights for each sample
 # would cost more than to read x (estimated, too: from 60 to 100 samples on).
@@ -201,7 +201,7 @@ def pool_config(
 def layers_config(channels: int, hidden: int, shares: int, apart: bool) -> LayersConfig:
     """Tiles of the layers after pooling.
 
-    Weights are loaded four tiles at a time, 128 values a thread, all in flight at once: a program does little
+    Weights are loaded four tiles at a time, 64 values a thread, all in flight at once: a program does little
     else but wait for them.
     """
     hidden_pad, channels_pad = power_of_two(hidden), power_of_two(channels)
@@ -210,7 +210,7 @@ def layers_config(channels: int, hidden: int, shares: int, apart: bool) -> Layer
         slice_channels=slice_channels,
         block_slots=min(power_of_two(shares), max(1, TILE // hidden_pad)),
         block_channels=min(slice_channels, max(1, 4 * TILE // hidden_pad)),
-        num_warps=4,
+        num_warps=8,
     )
 
 
@@ -450,7 +450,8 @@ def needs_pass(selector: Selector) -> bool:
 
 def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     x, fc1, fc2, bias1, bias2 = selector.types
-    pool, num_warps = selector.pool, BLOCK_WARPS[shared_out]
+    pool = selector.pool
+    num_warps = BLOCK_WARPS // 2 if shared_out == "pool" and tail.hw <= 64 else BLOCK_WARPS
     pointers = {
         "x_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "fc1_bias_ptr": bias1,
         "fc2_weight_ptr": fc2, "fc2_bias_ptr": bias2, "conv_ptr": "fp32", "logits_ptr": "fp32", "index_ptr": "i64",
