@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import relu
+from .arithmetic import channel_sums, relu
 from .layout import offset_in_sample
 
 
@@ -19,25 +19,6 @@ def _add_relu(a_ptr, b_ptr, y_ptr, mask, accumulator: tl.constexpr, HAS_B: tl.co
     y = value.to(a.dtype)
     tl.store(y_ptr, y, mask=mask)
     return y
-
-
-@triton.jit
-def _channel_sums(
-    run, hw, accumulator: tl.constexpr, CHUNK_C: tl.constexpr, BLOCK_HW: tl.constexpr, LANES: tl.constexpr
-):
-    """Sums over CHUNK_C planes of hw <= BLOCK_HW values that lie one after the other in ``run``.
-
-    The run is read again as (steps, channels, LANES), LANES threads to a channel, so that nearly all additions are
-    a thread's own.
-    """
-    step = tl.arange(0, BLOCK_HW // LANES)[:, None, None]
-    channel = tl.arange(0, CHUNK_C)[None, :, None]
-    pixel = step * LANES + tl.arange(0, LANES)[None, None, :]
-    inside = pixel < hw
-    place = tl.where(inside, channel * hw + pixel, 0)
-    values = tl.gather(run, tl.reshape(place, (CHUNK_C * BLOCK_HW,)), axis=0)
-    values = tl.reshape(values, (BLOCK_HW // LANES, CHUNK_C, LANES)).to(accumulator)
-    return tl.sum(tl.sum(tl.where(inside, values, 0.0), axis=0), axis=1)
 
 
 @triton.jit(do_not_specialize=["stride_an", "stride_bn", "stride_yn", "hw_units"])
@@ -91,7 +72,7 @@ def add_relu_pool_fwd_kernel(
         mask = (element < CHUNK_C * hw) & (element < (C - first) * hw)
         offset = first * hw + element
         y = _add_relu(a_sample + offset, b_sample + offset, y_sample + offset, mask, accumulator, HAS_B, RELU)
-        sums = _channel_sums(y, hw, accumulator, CHUNK_C, BLOCK_HW, LANES)
+        sums = channel_sums(y, hw, accumulator, CHUNK_C, BLOCK_HW, LANES)
     else:
         total = tl.zeros((CHUNK_C, BLOCK_HW), accumulator)
         for start in range(0, hw, BLOCK_HW):

@@ -25,3 +25,22 @@ def relu(value):
 def sigmoid(value):
     """1 / (1 + exp(-value))."""
     return 1.0 / (1.0 + tl.exp(-value))
+
+
+@triton.jit
+def channel_sums(
+    run, hw, accumulator: tl.constexpr, CHUNK_C: tl.constexpr, BLOCK_HW: tl.constexpr, LANES: tl.constexpr
+):
+    """Sums over CHUNK_C planes of hw <= BLOCK_HW values that lie one after the other in ``run``.
+
+    The run is read again as (steps, channels, LANES), LANES threads to a channel, so that nearly all additions are
+    a thread's own.
+    """
+    step = tl.arange(0, BLOCK_HW // LANES)[:, None, None]
+    channel = tl.arange(0, CHUNK_C)[None, :, None]
+    pixel = step * LANES + tl.arange(0, LANES)[None, None, :]
+    inside = pixel < hw
+    place = tl.where(inside, channel * hw + pixel, 0)
+    values = tl.gather(run, tl.reshape(place, (CHUNK_C * BLOCK_HW,)), axis=0)
+    values = tl.reshape(values, (BLOCK_HW // LANES, CHUNK_C, LANES)).to(accumulator)
+    return tl.sum(tl.sum(tl.where(inside, values, 0.0), axis=0), axis=1)

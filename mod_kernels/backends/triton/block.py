@@ -54,9 +54,12 @@ def block_fwd_kernel(
     K_PAD: tl.constexpr,
     M_PAD: tl.constexpr,
     ALIGN: tl.constexpr,
+    HW_ALIGN: tl.constexpr,
     CHUNK_C: tl.constexpr,
     PARTS: tl.constexpr,
     POOL_HW: tl.constexpr,
+    RUN: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     SHARES: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
@@ -80,11 +83,11 @@ def block_fwd_kernel(
     layer, SHARES of them; "layers": the second layer, a slice of channels each, the slots having been filled by a
     launch before; "nothing": logits are there, and a sample is one program's.
 
-    x (N, C, H, W), samples ``stride_xn * ALIGN`` elements apart; ``H*W = hw_units * ALIGN`` in NCHW, hw_units in
-    channels_last; y is x, or (COPY) dense in x's layout; pooled (N, C) float32, read where POOLED; fc1 (R, C),
-    fc2 (C, R); conv as in tail.py; logits (N, C) float32, written but for "nothing"; index (N, K) int64; scratch:
-    slots (N, SHARES, R) float32, at 16 * keys_units keys (N, SLICES, KEEP) int64, at 16 * mid_units mid
-    (N, M, H, W) float32; counters (N,) int32, zero before and after.
+    x (N, C, H, W), samples ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * HW_ALIGN``; y is x, or (COPY)
+    dense in x's layout; pooled (N, C) float32, read where POOLED; fc1 (R, C), fc2 (C, R); conv as in tail.py;
+    logits (N, C) float32, written but for "nothing"; index (N, K) int64; scratch: slots (N, SHARES, R) float32, at
+    16 * keys_units keys (N, SLICES, KEEP) int64, at 16 * mid_units mid (N, M, H, W) float32; counters (N,) int32,
+    zero before and after.
 
     Hazards: a gathered channel may be one that is written, and is read for pooling by other programs. A sample is
     written by its last program alone, after all of them have read it, and there the first convolution is done, and
@@ -97,14 +100,14 @@ def block_fwd_kernel(
     program = tl.program_id(0)
     n = (program // PROGRAMS).to(tl.int64)
     share = program % PROGRAMS
-    hw = hw_units if CHANNELS_LAST else hw_units * ALIGN
+    hw = hw_units * HW_ALIGN
     y_sample = y_ptr + (n * C * hw if COPY else n * stride_xn * ALIGN)
     if SHARED_OUT == "pool":
         x_sample = x_ptr + n * stride_xn * ALIGN
         slots = scratch_ptr + n * SHARES * R
         pool_share(
             x_sample, y_sample, pooled_ptr + n * C, fc1_weight_ptr, slots, share, hw, C, R, CHUNK_C, PARTS,
-            POOL_HW, BLOCK_R, POOLED, COPY, False, CHANNELS_LAST,
+            POOL_HW, RUN, LANES, BLOCK_R, POOLED, COPY, False, CHANNELS_LAST,
         )  # fmt: skip
     elif SHARED_OUT == "layers":
         layers_share(

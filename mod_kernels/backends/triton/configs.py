@@ -106,7 +106,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """A program pools ``chunk_channels``, one of ``parts`` of their pixels, ``block_hw`` at a time; then it takes
+    """A program pools ``chunk_channels``, one of ``parts`` of their pixels, ``block_hw`` at a time.
+
+    With ``run``, all at once as so many values in a row, of which ``lanes`` threads sum a channel. Then it takes
     ``block_units`` units of the first layer at a time.
     """
 
@@ -114,6 +116,8 @@ class PoolConfig:
     parts: int
     shares: int  # programs of a sample
     block_hw: int
+    run: int
+    lanes: int
     block_units: int
     num_warps: int
 
@@ -175,11 +179,17 @@ def align_of(*lengths: int) -> int:
 
 @functools.lru_cache
 def pool_config(
-    channels: int, hidden: int, hw: int, channels_last: bool = False, split_pixels: bool = False
+    x: str, channels: int, hidden: int, hw: int, hw_align: int, channels_last: bool, split_pixels: bool
 ) -> PoolConfig:
-    """Block sizes of the pooling; ``split_pixels``: nobody needs a channel's whole sum in one program."""
-    parts = 1
-    if channels_last:
+    """Block sizes of the pooling, for x's type; where rows are narrow, those of add_relu_pool.
+
+    ``split_pixels``: nobody needs a channel's whole sum in one program.
+    """
+    parts, run, lanes = 1, 0, 0
+    narrow = add_relu_pool_config(x, channels, hw, hw_align, channels_last)
+    if narrow.run:
+        chunk, block_hw, run, lanes = narrow.chunk_channels, narrow.block_hw, narrow.run, narrow.lanes
+    elif channels_last:
         chunk = min(CHANNELS_LAST_CHUNK, power_of_two(channels))
         block_hw = min(2 * TILE // chunk, power_of_two(hw))
         if split_pixels:
@@ -192,6 +202,8 @@ def pool_config(
         parts=parts,
         shares=-(-channels // chunk) * parts,
         block_hw=block_hw,
+        run=run,
+        lanes=lanes,
         block_units=min(power_of_two(hidden), max(1, TILE // chunk)),
         num_warps=8,
     )
@@ -291,7 +303,8 @@ class Selector:
     hidden: int
     k: int
     hw: int
-    align: int
+    align: int  # of the samples' stride
+    hw_align: int
     channels_last: bool = False
     biases: tuple[bool, bool] = (False, False)
     pooled: bool = False
@@ -301,7 +314,8 @@ class Selector:
 
     @property
     def pool(self) -> PoolConfig:
-        return pool_config(self.channels, self.hidden, self.hw, self.channels_last, self.fused)
+        sizes = (self.channels, self.hidden, self.hw, self.hw_align)
+        return pool_config(self.types[0], *sizes, self.channels_last, self.fused)
 
     @property
     def layers(self) -> LayersConfig:
@@ -340,6 +354,7 @@ def pool_variant(selector: Selector, layer: bool = True) -> Variant:
     scalars = {"stride_xn": "i64", "hw_units": "i32"}
     constants = {
         "C": selector.channels, "R": selector.hidden if layer else 0, "ALIGN": selector.align,
+        "HW_ALIGN": selector.hw_align, "RUN": config.run, "LANES": config.lanes,
         "CHUNK_C": config.chunk_channels, "PARTS": config.parts, "BLOCK_HW": config.block_hw,
         "BLOCK_R": config.block_units, "POOLED": selector.pooled, "COPY": selector.copy,
         "STORE_POOLED": not selector.fused, "CHANNELS_LAST": selector.channels_last,
@@ -380,7 +395,8 @@ class Tail:
     k: int
     mid: int
     hw: int
-    align: int
+    align: int  # of the samples' stride
+    hw_align: int
     bottleneck: bool
     final_relu: bool
     position: str
@@ -390,8 +406,9 @@ class Tail:
         """Those of every kernel that has a tail, but for its block of pixels."""
         return {
             "C": self.channels, "K": self.k, "M": self.mid, "K_PAD": power_of_two(self.k),
-            "M_PAD": power_of_two(self.mid), "ALIGN": self.align, "BOTTLENECK": self.bottleneck,
-            "FINAL_RELU": self.final_relu, "POSITION": self.position, "CHANNELS_LAST": self.channels_last,
+            "M_PAD": power_of_two(self.mid), "ALIGN": self.align, "HW_ALIGN": self.hw_align,
+            "BOTTLENECK": self.bottleneck, "FINAL_RELU": self.final_relu, "POSITION": self.position,
+            "CHANNELS_LAST": self.channels_last,
         }  # fmt: skip
 
 
@@ -460,7 +477,8 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     scalars = {"keys_units": "i64", "mid_units": "i64", "stride_xn": "i64", "hw_units": "i32", "width": "i32"}
     constants = selector.constants() | tail.constants()
     constants |= {
-        "CHUNK_C": pool.chunk_channels, "PARTS": pool.parts, "POOL_HW": pool.block_hw, "BLOCK_R": pool.block_units,
+        "CHUNK_C": pool.chunk_channels, "PARTS": pool.parts, "POOL_HW": pool.block_hw, "RUN": pool.run,
+        "LANES": pool.lanes, "BLOCK_R": pool.block_units,
         "TAIL_HW": tail_config(tail.k, tail.mid, tail.hw, num_warps).block_hw, "POOLED": selector.pooled,
         "COPY": selector.copy, "SHARED_OUT": shared_out,
     }  # fmt: skip
@@ -593,15 +611,14 @@ def variants(shape: Shape, dtype: str, position: str = "first", channels_last: b
     batch size, in place and out of place, with and without ``pooled``.
     """
     x = SCALAR_TYPES[dtype]
-    stride = shape.channels * shape.hw
-    align = align_of(shape.channels if channels_last else shape.hw, stride)
+    aligns = align_of(shape.channels * shape.hw), align_of(shape.hw)
     tail = Tail(
-        x, shape.channels, shape.k, shape.mid, shape.hw, align, shape.kind == "bottleneck", False, position,
+        x, shape.channels, shape.k, shape.mid, shape.hw, *aligns, shape.kind == "bottleneck", False, position,
         channels_last,
     )  # fmt: skip
     apart = second_layer_apart(shape.channels, shape.hidden)
     selector = Selector(
-        (x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, align, channels_last, apart=apart
+        (x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, *aligns, channels_last, apart=apart
     )
     ways = dict.fromkeys(shared_out(shape.channels, shape.hidden, samples) for samples in (1, BATCH_SAMPLES + 1))
     for copy in (False, True):

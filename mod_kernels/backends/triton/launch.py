@@ -123,12 +123,16 @@ class _Map(NamedTuple):
 
     @property
     def align(self) -> int:
-        """What the compiler is told to divide the stride and the length of a row: of pixels, or of channels."""
-        return align_of(self.channels if self.channels_last else self.hw, self.stride)
+        """What the compiler is told to divide the stride."""
+        return align_of(self.stride)
+
+    @property
+    def hw_align(self) -> int:
+        return align_of(self.hw)
 
     @property
     def hw_units(self) -> int:
-        return self.hw if self.channels_last else self.hw // self.align
+        return self.hw // self.hw_align
 
 
 def _map_of(x: Tensor) -> _Map:
@@ -146,7 +150,7 @@ class _SelectorKey(NamedTuple):
 
     def on(self, x: _Map, **fields: bool) -> Selector:
         names = tuple(_TYPE_NAMES[dtype] for dtype in (x.dtype, *self.types))
-        sizes = (x.channels, self.hidden, self.k, x.hw, x.align, x.channels_last)
+        sizes = (x.channels, self.hidden, self.k, x.hw, x.align, x.hw_align, x.channels_last)
         return Selector(names, *sizes, self.biases, self.pooled, **fields)
 
 
@@ -334,10 +338,8 @@ def add_relu_pool_(a, b, relu):
 
 def _tail_of(x: _Map, k: int, form: str) -> Tail:
     kind, mid, final_relu, position = read_form(form)
-    return Tail(
-        _TYPE_NAMES[x.dtype], x.channels, k, mid, x.hw, x.align, kind == "bottleneck", final_relu, position,
-        x.channels_last,
-    )  # fmt: skip
+    sizes = (x.channels, k, mid, x.hw, x.align, x.hw_align)
+    return Tail(_TYPE_NAMES[x.dtype], *sizes, kind == "bottleneck", final_relu, position, x.channels_last)
 
 
 @functools.lru_cache(_PLANS)

@@ -14,7 +14,7 @@ counters, no atomics, nothing that depends on the order of programs:
 import triton
 import triton.language as tl
 
-from .arithmetic import relu, sigmoid, sum_of_products
+from .arithmetic import channel_sums, relu, sigmoid, sum_of_products
 from .layout import offset_in_sample
 
 LOWEST_KEY = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # below that of any logit
@@ -31,19 +31,29 @@ def _layer(weight, vector):
 def pool_share(
     x_sample, y_sample, pooled_row, fc1_weight_ptr, slots, share, hw,
     C: tl.constexpr, R: tl.constexpr, CHUNK_C: tl.constexpr, PARTS: tl.constexpr, BLOCK_HW: tl.constexpr,
-    BLOCK_R: tl.constexpr, POOLED: tl.constexpr, COPY: tl.constexpr, STORE_POOLED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    RUN: tl.constexpr, LANES: tl.constexpr, BLOCK_R: tl.constexpr, POOLED: tl.constexpr, COPY: tl.constexpr,
+    STORE_POOLED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """A program's share of a sample's pooling and first layer: ``slots[share, r] = sum_c fc1[r, c] * pooled[c]``.
 
     Over CHUNK_C channels; of their pixels every PARTS-th block, so that the slots of a chunk add up. POOLED:
     pooled (C,) is given and x is not read for pooling. COPY: x is written to y on the way. STORE_POOLED: what was
-    pooled is kept (PARTS = 1). R = 0: no layer.
+    pooled is kept (PARTS = 1). R = 0: no layer. RUN: the chunk's planes are read as one run (add_relu_pool.py).
     """
-    channel = share // PARTS * CHUNK_C + tl.arange(0, CHUNK_C)
+    lowest = share // PARTS * CHUNK_C
+    channel = lowest + tl.arange(0, CHUNK_C)
     part = share % PARTS
     channel_mask = channel < C
-    if COPY or not POOLED:
+    if RUN > 0:
+        if COPY or not POOLED:
+            element = tl.arange(0, RUN)
+            in_run = (element < CHUNK_C * hw) & (element < (C - lowest) * hw)
+            run = tl.load(x_sample + lowest * hw + element, mask=in_run, other=0.0)
+            if COPY:
+                tl.store(y_sample + lowest * hw + element, run, mask=in_run)
+            if not POOLED:
+                sums = channel_sums(run, hw, tl.float32, CHUNK_C, BLOCK_HW, LANES)
+    elif COPY or not POOLED:
         total = tl.zeros((CHUNK_C, BLOCK_HW), tl.float32)
         for start in range(part * BLOCK_HW, hw, PARTS * BLOCK_HW):
             pixel = start + tl.arange(0, BLOCK_HW)
@@ -54,10 +64,11 @@ def pool_share(
                 tl.store(y_sample + place, tile, mask=mask)
             if not POOLED:
                 total += tile.to(tl.float32)
+        sums = tl.sum(total, axis=1)
     if POOLED:
         pooled = tl.load(pooled_row + channel, mask=channel_mask & (part == 0), other=0.0)
     else:
-        pooled = tl.sum(total, axis=1) / hw  # (CHUNK_C,)
+        pooled = sums / hw  # (CHUNK_C,)
         if STORE_POOLED:
             tl.store(pooled_row + channel, pooled, mask=channel_mask)
     for first in range(0, R, BLOCK_R):
@@ -79,9 +90,12 @@ def pool_fwd_kernel(
     C: tl.constexpr,
     R: tl.constexpr,
     ALIGN: tl.constexpr,
+    HW_ALIGN: tl.constexpr,
     CHUNK_C: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_HW: tl.constexpr,
+    RUN: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     POOLED: tl.constexpr,
     COPY: tl.constexpr,
@@ -90,18 +104,18 @@ def pool_fwd_kernel(
 ):
     """``pooled = mean_hw(x)``, and what each share of a sample gives to the first layer (:func:`pool_share`).
 
-    x (N, C, H, W), samples ``stride_xn * ALIGN`` elements apart; ``H*W = hw_units * ALIGN`` in NCHW (the factor
-    tells the compiler how wide its loads may be), hw_units in channels_last; y dense, in x's layout; fc1 (R, C);
-    pooled (N, C), slots (N, SHARES, R) float32. Grid: ``N * SHARES``.
+    x (N, C, H, W), samples ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * HW_ALIGN``: the factors tell
+    the compiler how wide its loads may be; y dense, in x's layout; fc1 (R, C); pooled (N, C), slots
+    (N, SHARES, R) float32. Grid: ``N * SHARES``.
     """
     SHARES: tl.constexpr = (C + CHUNK_C - 1) // CHUNK_C * PARTS
     program = tl.program_id(0)
     n = (program // SHARES).to(tl.int64)
-    hw = hw_units if CHANNELS_LAST else hw_units * ALIGN
+    hw = hw_units * HW_ALIGN
     pool_share(
         x_ptr + n * stride_xn * ALIGN, y_ptr + n * C * hw, pooled_ptr + n * C, fc1_weight_ptr,
-        slots_ptr + n * SHARES * R, program % SHARES, hw, C, R, CHUNK_C, PARTS, BLOCK_HW, BLOCK_R, POOLED, COPY,
-        STORE_POOLED, CHANNELS_LAST,
+        slots_ptr + n * SHARES * R, program % SHARES, hw, C, R, CHUNK_C, PARTS, BLOCK_HW, RUN, LANES, BLOCK_R,
+        POOLED, COPY, STORE_POOLED, CHANNELS_LAST,
     )  # fmt: skip
 
 

@@ -175,6 +175,7 @@ def tail_fwd_kernel(
     K_PAD: tl.constexpr,
     M_PAD: tl.constexpr,
     ALIGN: tl.constexpr,
+    HW_ALIGN: tl.constexpr,
     BLOCK_HW: tl.constexpr,
     BOTTLENECK: tl.constexpr,
     FINAL_RELU: tl.constexpr,
@@ -188,7 +189,7 @@ def tail_fwd_kernel(
     conv_block, BN folded: BOTTLENECK ``w3 * relu(w2 * relu(w1 * g + b1) + b2) + b3`` with w1 (M, K, 1, 1),
     w2 (M, M, 3, 3), w3 (K, M, 1, 1); else ``w2 * relu(w1 * g + b1) + b2`` with w1, w2 (K, K, 3, 3), M = K; conv:
     w1, b1, w2, b2 (, w3, b3) one after the other, float32. x (N, C, H, W), samples ``stride_xn * ALIGN`` elements
-    apart; ``H*W = hw_units * ALIGN`` in NCHW, hw_units in channels_last; index (N, K) int64, no channel twice in a
+    apart, ``H*W = hw_units * HW_ALIGN``; index (N, K) int64, no channel twice in a
     sample; scores (N, K), mid (N, M, H, W), what the first convolution gives, float32. Nothing is rounded before
     the sum.
 
@@ -199,7 +200,7 @@ def tail_fwd_kernel(
     program = tl.program_id(0)
     n = (program // programs).to(tl.int64)
     part = program % programs
-    hw = hw_units if CHANNELS_LAST else hw_units * ALIGN
+    hw = hw_units * HW_ALIGN
     x_sample = x_ptr + n * stride_xn * ALIGN
     index_row = index_ptr + n * K
     mid_sample = mid_ptr + n * M * hw

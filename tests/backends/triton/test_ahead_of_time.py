@@ -59,7 +59,7 @@ def test_plane_variants(shape, dtype, channels_last):
 
 def test_spills_would_be_seen():
     """A tile far too large for its threads: the numbers above are read, not assumed."""
-    selector = configs.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16)
+    selector = configs.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16, 16)
     variant = configs.pool_variant(selector)
     constants = dict(variant.constexprs) | {"CHUNK_C": 64, "BLOCK_HW": 1024}
     oversized = configs.Variant(variant.kernel, variant.signature, tuple(constants.items()), num_warps=4)
