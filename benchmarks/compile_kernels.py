@@ -21,6 +21,7 @@ POINTERS = {
     "*fp16": torch.float16,
     "*bf16": torch.bfloat16,
     "*fp32": torch.float32,
+    "*fp64": torch.float64,
     "*i32": torch.int32,
     "*i64": torch.int64,
 }
@@ -43,8 +44,8 @@ def variants() -> list[Variant]:
     ):
         verify.verify("cpu", DTYPES, ("triton",))
     for shape in configs.PAPER_SHAPES:
-        for dtype in configs.SCALAR_TYPES:
-            found |= dict.fromkeys(configs.variants(shape, dtype))
+        for dtype in DTYPES:
+            found |= dict.fromkeys(configs.variants(shape, str(dtype).removeprefix("torch.")))
     return sorted(found, key=lambda variant: variant.kernel, reverse=True)
 
 
