@@ -7,12 +7,12 @@ Integers are exempt from Triton's specialisation (``do_not_specialize``), so the
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
+from . import ptx, sass
 from .configs import Variant
 from .launch import kernels
 
@@ -31,11 +31,34 @@ class Resources:
     shared: int
 
 
+@dataclass(frozen=True)
+class Binary:
+    """A compiled variant: what it takes, its instructions, and through which argument each global access goes."""
+
+    resources: Resources
+    instructions: list[sass.Instruction]
+    pointers: dict[int, str]
+
+    def argument(self, instruction: sass.Instruction) -> str | None:
+        """None where the address comes from none or from several."""
+        return ptx.marked_argument(instruction.line, self.pointers)
+
+
 def compile_variant(variant: Variant, capability: int) -> Resources:
     """Compile one variant for one compute capability (90 for 9.0) and read what ptxas says of it.
 
     Must not run under ``TRITON_INTERPRET=1``: kernels are Python functions there.
     """
+    return _compile(variant, capability)[0]
+
+
+def disassemble_variant(variant: Variant, capability: int) -> Binary:
+    """Like :func:`compile_variant`, and the instructions with it."""
+    resources, cubin, pointers = _compile(variant, capability)
+    return Binary(resources, sass.disassemble(cubin), pointers)
+
+
+def _compile(variant: Variant, capability: int) -> tuple[Resources, bytes, dict[int, str]]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -51,20 +74,32 @@ def compile_variant(variant: Variant, capability: int) -> Resources:
     }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     options = {name: value for name, value in variant.arguments.items() if name not in constants}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return _resources(compiled.asm["ptx"], capability, compiled.metadata.shared)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=options)
+    run_time = [name for name in kernel.arg_names if name not in constants]
+    pointers = {position: name for position, name in enumerate(run_time) if types[name].startswith("*")}
+    cubin, log = _assemble(ptx.mark_arguments(compiled.asm["ptx"], pointers), target, options)
+    return _resources(log, compiled.metadata.shared), cubin, pointers
 
 
-def _resources(ptx: str, capability: int, shared: int) -> Resources:
-    from triton.backends.nvidia.compiler import get_ptxas
+def _assemble(source: str, target: object, options: dict[str, object]) -> tuple[bytes, str]:
+    """The cubin and what ptxas says of it, by the call that Triton itself makes.
 
-    architecture = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE).group(1)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture}", str(source)]
-        command += ["-o", str(Path(folder, "kernel.cubin"))]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    Its options differ from version to version, and registers and spills with them.
+    """
+    from triton import knobs
+    from triton.compiler import make_backend
+
+    backend = make_backend(target)
+    log = io.StringIO()
+    with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.disable_line_info = False
+        cubin = backend.make_cubin(source, {}, backend.parse_options(options), target.arch)
+    return cubin, log.getvalue()
+
+
+def _resources(log: str, shared: int) -> Resources:
     numbers = [
         r"Used (\d+) registers",
         r"(\d+) bytes spill stores",
