@@ -1,0 +1,83 @@
+"""An ESTIMATE of how fast a pooling kernel can read x, from its instructions alone. Nothing here is measured.
+
+Model: a multiprocessor has four schedulers, each issues one instruction of one warp a clock, and nothing else
+holds it up. One pass of the loop costs a warp as many issue slots as the loop has instructions, so that
+
+    bytes a clock and multiprocessor = 4 * 32 * (bytes of x a thread loads in the loop) / (instructions in it).
+
+Left out: what comes before and after the loop (much of it where a plane is one pass, as 7x7 is), latency that too
+few warps can't hide, units that take an instruction only every other clock, L1's own width, launches. So the
+number is a bound from above, and the time from it one from below. A kernel whose number lies below what the memory
+delivers is held up by its instructions; above, this says nothing against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import sass
+
+_SCHEDULERS = 4
+_LANES = 32
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Multiprocessors, boost clock in GHz and memory bandwidth in GB/s, as its maker gives them."""
+
+    name: str
+    multiprocessors: int
+    clock_ghz: float
+    bandwidth_gbs: float
+
+    @property
+    def bytes_per_clock(self) -> float:
+        """What the memory delivers, a clock and multiprocessor."""
+        return self.bandwidth_gbs / self.clock_ghz / self.multiprocessors
+
+
+# One GPU of each capability; NVIDIA's data sheets and architecture white papers.
+GPUS = {
+    80: Gpu("A100 SXM 80 GB", 108, 1.41, 2039),
+    86: Gpu("A10", 72, 1.695, 600),
+    89: Gpu("RTX 4090", 128, 2.52, 1008),
+    90: Gpu("H100 SXM", 132, 1.98, 3350),
+    100: Gpu("B200", 148, 1.965, 8000),
+    120: Gpu("RTX 5090", 170, 2.41, 1792),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate, see the module. Times are of one sample in a batch that fills the GPU.
+
+    ``lanes`` is the share of the loop's lanes that fall on elements of x: the others are masked off and load
+    nothing. ``needed_bytes_per_clock`` is what the loads get when loads and stores of the loop fill the memory's
+    bandwidth; ``floor_us`` the time of those bytes at that bandwidth, ``us`` the time at the slower of the two.
+    """
+
+    loop_instructions: int
+    bytes_per_clock: float
+    needed_bytes_per_clock: float
+    lanes: float
+    over_floor: float
+    us: float
+    floor_us: float
+
+
+def estimate(
+    loop: list[sass.Instruction],
+    loads: list[sass.Instruction],
+    tensor_bytes: int,
+    tensors: int,
+    lanes: float,
+    gpu: Gpu,
+) -> Estimate:
+    """Of a loop with ``loads`` of ``tensors`` inputs of ``tensor_bytes`` bytes a sample each."""
+    loaded = sum(one.width for one in loads)
+    stored = sum(one.width for one in loop if one.stores)
+    reached = _SCHEDULERS * _LANES * loaded / len(loop)
+    needed = gpu.bytes_per_clock * loaded / (loaded + stored)
+    floor_us = tensor_bytes * tensors * (loaded + stored) / loaded / (gpu.bandwidth_gbs * 1e3)
+    over = max(1.0, needed / (reached * lanes))
+    return Estimate(len(loop), reached, needed, lanes, over, over * floor_us, floor_us)
