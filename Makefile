@@ -7,6 +7,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 RUN := $(VENV)/bin/python -m
 PYTEST := $(RUN) pytest -q -n 2
 TRITON_TESTS := tests/backends/triton
+COMPILED_TESTS := $(TRITON_TESTS)/test_ahead_of_time.py $(TRITON_TESTS)/test_resources.py
 CPP_FILES := $(foreach folder,csrc tests/native benchmarks/native,'$(folder)/*.cpp' '$(folder)/*.h')
 
 .PHONY: test bench gpu lint format unit ahead-of-time interpreter sanitize test-floor figures clean
@@ -37,10 +38,10 @@ unit: $(VENV)/.built
 
 # The compiler proper and the interpreter can't share a process: triton.jit decides at import.
 ahead-of-time: $(VENV)/.built
-	$(PYTEST) $(TRITON_TESTS)/test_ahead_of_time.py
+	$(PYTEST) $(COMPILED_TESTS)
 
 interpreter: $(VENV)/.built
-	TRITON_INTERPRET=1 $(PYTEST) $(TRITON_TESTS) --ignore $(TRITON_TESTS)/test_ahead_of_time.py
+	TRITON_INTERPRET=1 $(PYTEST) $(TRITON_TESTS) $(COMPILED_TESTS:%=--ignore %)
 
 # The CPU kernels without torch, in guarded memory under sanitizers; part of `make unit`.
 sanitize: $(VENV)/.built
@@ -52,7 +53,7 @@ test-floor: $(FLOOR)/.installed $(VENV)/.built
 	$(FLOOR)/bin/python -m pytest -q -n 2 tests/test_compile.py tests/test_functional.py tests/test_gradients.py \
 		tests/test_reference.py tests/test_served.py tests/backends/test_cpu_*.py tests/nn tests/accelerate
 	TRITON_INTERPRET=1 $(FLOOR)/bin/python -m pytest -q -n 2 $(TRITON_TESTS) \
-		--ignore $(TRITON_TESTS)/test_ahead_of_time.py
+		$(COMPILED_TESTS:%=--ignore %)
 	MOD_KERNELS_BUILD=require $(FLOOR)/bin/python setup.py -q build_ext --build-lib build/floor
 
 figures: $(VENV)/.built

@@ -1,4 +1,4 @@
-"""``mod-kernels verify | bench | info``."""
+"""``mod-kernels verify | bench | resources | info``."""
 
 from __future__ import annotations
 
@@ -140,6 +140,53 @@ def bench(
     if results.interrupted:
         raise typer.Exit(INTERRUPTED)
     if any(row.check.startswith("wrong") for row in results.rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def resources(
+    capability: Annotated[list[int] | None, typer.Option(help="90 for 9.0; repeatable; default all")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="256x56x56 and so on; repeatable; default all")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="of x; repeatable; default all")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="write every row to this file")] = None,
+) -> None:
+    """Compile every Triton kernel for the paper's shapes, no GPU needed: registers, spills, occupancy, widths.
+
+    Exit status 1 on a spill, on pooling loads narrower than they could be, and if something does not compile.
+    """
+    from . import _resources_table
+    from .backends import triton
+    from .backends.triton import compile as ahead_of_time
+    from .backends.triton import configs
+    from .backends.triton import resources as measured
+    from .bench import machine
+
+    shapes = {measured.shape_name(one): one for one in configs.PAPER_SHAPES}
+    known = [str(one) for one in ahead_of_time.CAPABILITIES]
+    for one in capability or ():
+        _one_of("capability", str(one), known)
+    chosen = [shapes[_one_of("shape", name, shapes)] for name in shape or shapes]
+    dtypes = [_one_of("dtype", name, configs.SCALAR_TYPES) for name in dtype or configs.SCALAR_TYPES]
+    problem = triton.compiler_problem()
+    if problem:
+        _refuse(problem)
+    with _progress() as progress:
+        task = progress.add_task("compiling", total=None)
+        try:
+            rows = measured.measure(
+                chosen,
+                dtypes,
+                capability or ahead_of_time.CAPABILITIES,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+    _resources_table.show(rows, _console())
+    ok = all(row.ok for row in rows)
+    if json_path is not None:
+        data = {"machine": machine.describe(), "command": _command(json_path), "ok": ok}
+        _write(json_path, data | {"rows": [asdict(row) for row in rows]})
+    if not ok:
         raise typer.Exit(1)
 
 

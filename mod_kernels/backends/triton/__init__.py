@@ -101,6 +101,13 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def compiler_problem() -> str:
+    """Why kernels can't be compiled ahead of time, or "". No GPU is needed for it."""
+    if _interpreting():
+        return "TRITON_INTERPRET=1 is set: kernels are Python functions then, and nothing is compiled"
+    return _triton_problem()
+
+
 def _device_problem(device: str) -> str:
     if device == "cpu":
         return "" if _interpreting() else "Triton runs on CPU tensors only under TRITON_INTERPRET=1"

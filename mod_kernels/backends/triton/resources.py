@@ -1,0 +1,208 @@
+"""What every variant for the paper's shapes takes on every architecture, and what must not be: a row for each.
+
+A spill of any size is a problem, and so is a pooling kernel that loads x fewer than 16 bytes at a time where rows
+and samples begin at multiples of 16: pooling speed is a matter of instructions a byte.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from . import sass
+from .compile import Binary, disassemble_variant
+from .configs import SCALAR_TYPES, Shape, Variant, align_of, variants
+from .estimate import GPUS, estimate
+from .occupancy import occupancy
+
+WIDE = 16  # bytes of the widest load on every architecture here
+# What the kernels with "pool" in their names pool; the others pool nothing.
+_POOLED_ARGUMENTS = ("x_ptr", "a_ptr", "b_ptr")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant on one architecture. Pairs of widths are the narrowest and the widest, in bytes a thread.
+
+    ``error``: why it did not compile; all that is read from the binary is None then, as is what a kernel has not.
+    ``estimate_...``: see :mod:`.estimate`; of pooling kernels that read x.
+    """
+
+    shape: str
+    dtype: str
+    capability: int
+    kernel: str
+    constants: dict[str, object]
+    types: dict[str, str]
+    num_warps: int
+    num_stages: int
+    error: str | None = None
+    problems: list[str] = field(default_factory=list)
+    registers: int | None = None
+    spill_bytes: int | None = None  # stores and loads together
+    stack_bytes: int | None = None
+    shared_bytes: int | None = None
+    occupancy: float | None = None
+    instructions: int | None = None
+    load_widths: tuple[int, int] | None = None
+    store_widths: tuple[int, int] | None = None
+    pool_load_widths: tuple[int, int] | None = None
+    estimate_gpu: str | None = None
+    estimate_loop_instructions: int | None = None
+    estimate_bytes_per_clock: float | None = None
+    estimate_needed_bytes_per_clock: float | None = None
+    estimate_lanes: float | None = None
+    estimate_over_floor: float | None = None
+    estimate_us: float | None = None
+    estimate_floor_us: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None and not self.problems
+
+    @property
+    def name(self) -> str:
+        """Enough to tell it from every other row: the sizes among the constants follow from shape and dtype."""
+        flags = (f"{key}={value}" for key, value in self.constants.items() if isinstance(value, bool | str))
+        return " ".join((self.kernel, self.shape, self.dtype, f"sm_{self.capability}", *flags))
+
+
+def shape_name(shape: Shape) -> str:
+    side = math.isqrt(shape.hw)
+    return f"{shape.channels}x{side}x{side}"
+
+
+def measure(
+    shapes: Iterable[Shape], dtypes: Iterable[str], capabilities: Iterable[int], on_row: Callable[[int, int], None]
+) -> list[Row]:
+    """A row for every variant of ``shapes`` in ``dtypes`` on every capability, compiled by a process a core.
+
+    ``on_row``: called with the number of rows so far and of all.
+    """
+    jobs = [
+        (shape, dtype, variant, capability)
+        for capability in capabilities
+        for shape in shapes
+        for dtype in dtypes
+        for variant in dict.fromkeys(variants(shape, dtype))
+    ]
+    rows = []
+    for row in _rows(jobs):
+        rows.append(row)
+        on_row(len(rows), len(jobs))
+    return rows
+
+
+def _rows(jobs: list[tuple[Shape, str, Variant, int]]) -> Iterator[Row]:
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
+        yield from (row_of(*job) for job in jobs)
+        return
+    # Not forked: torch's threads do not live through it. Ctrl-C is for this process to answer.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        futures = [pool.submit(row_of, *job) for job in jobs]
+        for job, future in zip(jobs, futures, strict=True):
+            yield _result(future, job)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[Row], job: tuple[Shape, str, Variant, int]) -> Row:
+    try:
+        return future.result()
+    except Exception as error:  # a compiler that takes its process with it
+        return replace(_row_without_binary(*job), error=_said(error))
+
+
+def row_of(shape: Shape, dtype: str, variant: Variant, capability: int) -> Row:
+    """Compile one variant and read its row; a failure becomes the row's ``error``."""
+    row = _row_without_binary(shape, dtype, variant, capability)
+    try:
+        binary = disassemble_variant(variant, capability)
+    except Exception as error:  # whatever Triton, LLVM or ptxas may raise: the other variants go on
+        return replace(row, error=_said(error))
+    return _judged(_read(row, shape, binary), shape)
+
+
+def _row_without_binary(shape: Shape, dtype: str, variant: Variant, capability: int) -> Row:
+    constants, types = dict(variant.constexprs), dict(variant.signature)
+    kernel, warps, stages = variant.kernel, variant.num_warps, variant.num_stages
+    return Row(shape_name(shape), dtype, capability, kernel, constants, types, warps, stages)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _read(row: Row, shape: Shape, binary: Binary) -> Row:
+    """The row with what the binary says."""
+    taken, instructions = binary.resources, binary.instructions
+    pool_loads = [one for one in instructions if _is_pool_load(row.kernel, binary, one)]
+    row = replace(
+        row,
+        registers=taken.registers,
+        spill_bytes=taken.spill_stores + taken.spill_loads,
+        stack_bytes=taken.stack,
+        shared_bytes=taken.shared,
+        occupancy=occupancy(row.capability, row.num_warps, taken.registers, taken.shared),
+        instructions=len(instructions),
+        load_widths=_widths(one for one in instructions if one.loads),
+        store_widths=_widths(one for one in instructions if one.stores),
+        pool_load_widths=_widths(pool_loads),
+    )
+    if not pool_loads:
+        return row
+    place = sass.main_loop(instructions, lambda one: _is_pool_load(row.kernel, binary, one))
+    # Without a loop the whole kernel is one pass.
+    loop = instructions if place is None else instructions[place.start : place.stop]
+    loads = [one for one in loop if _is_pool_load(row.kernel, binary, one)]
+    tensors = len({binary.argument(one) for one in loads})
+    tensor_bytes = shape.channels * shape.hw * _size(row.dtype)
+    gpu = GPUS[row.capability]
+    estimated = estimate(loop, loads, tensor_bytes, tensors, _lanes(row.constants, shape), gpu)
+    named = {f"estimate_{name}": value for name, value in vars(estimated).items()}
+    return replace(row, estimate_gpu=gpu.name, **named)
+
+
+def _is_pool_load(kernel: str, binary: Binary, instruction: sass.Instruction) -> bool:
+    return "pool" in kernel and instruction.loads and binary.argument(instruction) in _POOLED_ARGUMENTS
+
+
+def _widths(instructions: Iterable[sass.Instruction]) -> tuple[int, int] | None:
+    found = [one.width for one in instructions]
+    return (min(found), max(found)) if found else None
+
+
+def _size(dtype: str) -> int:
+    """Bytes of an element, which Triton's names end in: fp16."""
+    return int(SCALAR_TYPES[dtype][2:]) // 8
+
+
+def _lanes(constants: dict[str, object], shape: Shape) -> float:
+    """Share of the lanes of all CHUNK_C x BLOCK_HW tiles that fall on x; 1.0 where a kernel has no such tiles."""
+    if not {"CHUNK_C", "BLOCK_HW"} <= constants.keys():
+        return 1.0
+    covered = 1
+    for length, block in ((shape.channels, constants["CHUNK_C"]), (shape.hw, constants["BLOCK_HW"])):
+        covered *= -(-length // block) * block
+    return shape.channels * shape.hw / covered
+
+
+def _judged(row: Row, shape: Shape) -> Row:
+    """The row with its problems."""
+    problems = []
+    if row.spill_bytes:
+        problems.append(f"spills {row.spill_bytes} bytes")
+    if row.pool_load_widths is not None and row.pool_load_widths[0] < WIDE:
+        aligned = row.constants.get("ALIGN", align_of(shape.hw)) * _size(row.dtype)
+        if aligned >= WIDE:
+            problems.append(f"loads x {row.pool_load_widths[0]} bytes at a time where {WIDE} are possible")
+    return replace(row, problems=problems)

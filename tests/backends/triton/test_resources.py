@@ -1,0 +1,173 @@
+"""``mod-kernels resources``: what compiled variants take, and that what must not be is seen. No GPU needed."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from mod_kernels import cli
+from mod_kernels.backends.triton import compile as ahead_of_time
+from mod_kernels.backends.triton import configs, ptx, resources
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels are Python functions under TRITON_INTERPRET=1", allow_module_level=True)
+pytest.importorskip("triton")
+
+SHAPE = configs.PAPER_SHAPES[1]  # 512x28x28
+GATHER = configs.gather_variant("fp16", SHAPE.channels, SHAPE.k, SHAPE.hw, 16)
+POOL = configs.pool_variant(configs.Selector(("fp16",) * 5, SHAPE.channels, SHAPE.hidden, SHAPE.k, SHAPE.hw, 16))
+
+
+def _planted(variant, num_warps=None, **constants):
+    changed = tuple((dict(variant.constexprs) | constants).items())
+    return replace(variant, constexprs=changed, num_warps=num_warps or variant.num_warps)
+
+
+# 64 x 1024 float32 values in 128 threads; 64 pixels for 256 threads: one element a thread; no power of two.
+SPILLING = _planted(POOL, num_warps=4, CHUNK_C=64, BLOCK_HW=1024)
+NARROW = _planted(POOL, CHUNK_C=1, BLOCK_HW=64)
+BROKEN = _planted(GATHER, BLOCK_HW=48)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the command on planted variants, in this process unless told how many; returns result and JSON."""
+
+    def run(*planted, cores=1):
+        monkeypatch.setattr(resources, "variants", lambda shape, dtype: planted)
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        path = tmp_path / "new" / "resources.json"
+        options = ["--capability", "90", "--shape", "512x28x28", "--dtype", "float16", "--json", str(path)]
+        result = CliRunner().invoke(cli.app, ["resources", *options])
+        return result, json.loads(path.read_text())
+
+    return run
+
+
+def test_a_compiled_variant():
+    row = resources.row_of(SHAPE, "float16", POOL, 90)
+    assert row.ok
+    assert row.shape == "512x28x28"
+    assert 0 < row.registers <= 255
+    assert row.spill_bytes == row.stack_bytes == 0
+    assert 0 < row.occupancy <= 1
+    assert row.pool_load_widths == (16, 16)
+    assert row.load_widths[1] == 16
+    assert row.store_widths == (4, 4)
+    loads = row.estimate_bytes_per_clock * row.estimate_loop_instructions / (4 * 32 * 16)
+    assert loads in (1, 2, 4, 8)  # ptxas may unroll the loop
+    assert loads < row.estimate_loop_instructions < row.instructions
+    assert row.estimate_us >= row.estimate_floor_us > 0
+
+
+def test_marks_do_not_change_the_code(monkeypatch):
+    marked = ahead_of_time.disassemble_variant(POOL, 120)
+    monkeypatch.setattr(ptx, "mark_arguments", lambda text, pointers: text)
+    plain = ahead_of_time.disassemble_variant(POOL, 120)
+    assert [one.name for one in marked.instructions] == [one.name for one in plain.instructions]
+    assert marked.resources == plain.resources
+
+
+def test_every_access_is_told_its_argument():
+    binary = ahead_of_time.disassemble_variant(GATHER, 90)
+    loads = {binary.argument(one) for one in binary.instructions if one.loads}
+    stores = {binary.argument(one) for one in binary.instructions if one.stores}
+    assert (loads, stores) == ({"x_ptr", "index_ptr"}, {"out_ptr"})
+
+
+def test_a_spill_is_named(run):
+    result, data = run(SPILLING, GATHER)
+    assert result.exit_code == 1
+    assert "pool_fwd_kernel 512x28x28 float16 sm_90 POOLED=False COPY=False: spills " in result.stdout
+    assert "FAILED: 1 of 2 variants" in result.stdout
+    spilling, gather = data["rows"]
+    assert spilling["spill_bytes"] > 0
+    assert spilling["problems"][0] == f"spills {spilling['spill_bytes']} bytes"
+    assert (gather["problems"], gather["error"], data["ok"]) == ([], None, False)
+
+
+def test_a_narrow_load_is_named(run):
+    result, data = run(NARROW)
+    assert result.exit_code == 1
+    assert "COPY=False: loads x 2 bytes at a time where 16 are possible" in result.stdout
+    assert data["rows"][0]["pool_load_widths"] == [2, 2]
+
+
+def test_a_narrow_load_is_right_where_nothing_is_aligned():
+    shape = configs.PAPER_SHAPES[3]  # 7x7: rows begin anywhere
+    selector = configs.Selector(("fp16",) * 5, shape.channels, shape.hidden, shape.k, shape.hw, 1)
+    row = resources.row_of(shape, "float16", configs.pool_variant(selector), 90)
+    assert row.pool_load_widths == (2, 2)
+    assert row.ok
+    assert row.estimate_lanes == 49 / 64
+
+
+def test_what_does_not_compile_is_a_row_and_the_others_go_on(run):
+    result, data = run(BROKEN, GATHER, cores=2)  # a process each
+    assert result.exit_code == 1
+    assert (
+        "gather_channels_fwd_kernel 512x28x28 float16 sm_90: does not compile: CompilationError" in result.stdout
+    )
+    broken, gather = data["rows"]
+    assert broken["error"].startswith("CompilationError")
+    assert broken["registers"] is None
+    assert gather["registers"] > 0
+
+
+def test_the_file_says_what_of_what_and_by_what(run):
+    result, data = run(POOL)
+    assert (result.exit_code, data["ok"]) == (0, True)
+    assert "ok: 1 variants" in result.stdout
+    assert {"torch", "triton", "commit"} <= data["machine"].keys()
+    assert data["command"].startswith("mod-kernels")
+    (row,) = data["rows"]
+    assert (row["kernel"], row["dtype"], row["capability"]) == ("pool_fwd_kernel", "float16", 90)
+    assert row["constants"] == dict(POOL.constexprs)
+    assert row["types"] == dict(POOL.signature)
+    assert (row["num_warps"], row["num_stages"]) == (POOL.num_warps, POOL.num_stages)
+    assert row["estimate_gpu"] == "H100 SXM"
+
+
+def test_every_variant_has_a_row(monkeypatch):
+    monkeypatch.setattr(resources, "_rows", lambda jobs: iter(jobs))
+    seen = []
+    jobs = resources.measure([SHAPE], ["float16", "float32"], [80, 90], lambda *count: seen.append(count))
+    expected = sum(len(set(configs.variants(SHAPE, dtype))) for dtype in ("float16", "float32"))
+    assert len(jobs) == len(set(jobs)) == 2 * expected
+    assert seen[-1] == (2 * expected, 2 * expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--capability", "77"], "capability must be one of 80, 86, 89, 90, 100, 120, got '77'"),
+        (["--dtype", "float64"], "dtype must be one of float16, bfloat16, float32, got 'float64'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, message):
+    result = CliRunner().invoke(cli.app, ["resources", *arguments])
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"mod-kernels: {message}\n")
+
+
+def test_an_unknown_shape_is_one_line_that_names_the_choices():
+    result = CliRunner().invoke(cli.app, ["resources", "--shape", "1x2x3"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mod-kernels: shape must be one of 256x56x56, 512x28x28, ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_a_compiler_it_says_why(monkeypatch):
+    from mod_kernels.backends import triton as engine
+
+    monkeypatch.setattr(engine, "_triton_problem", lambda: "Triton 3.5.0 is installed, 3.6 or newer is needed")
+    result = CliRunner().invoke(cli.app, ["resources"])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "mod-kernels: Triton 3.5.0 is installed, 3.6 or newer is needed\n",
+    )
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    result = CliRunner().invoke(cli.app, ["resources"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mod-kernels: TRITON_INTERPRET=1 is set")
