@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from . import sass
 from .compile import Binary, disassemble_variant
-from .configs import SCALAR_TYPES, Shape, Variant, align_of, variants
+from .configs import SCALAR_BYTES, SCALAR_TYPES, Shape, Variant, align_of, plane_variants, variants
 from .estimate import GPUS, estimate
 from .occupancy import occupancy
 
 WIDE = 16  # bytes of the widest load on every architecture here
-# What the kernels with "pool" in their names pool; the others pool nothing.
+# What the kernels that pool do pool.
 _POOLED_ARGUMENTS = ("x_ptr", "a_ptr", "b_ptr")
 
 
@@ -89,13 +89,20 @@ def measure(
         for capability in capabilities
         for shape in shapes
         for dtype in dtypes
-        for variant in dict.fromkeys(variants(shape, dtype))
+        for variant in _variants(shape, dtype)
     ]
     rows = []
     for row in _rows(jobs):
         rows.append(row)
         on_row(len(rows), len(jobs))
     return rows
+
+
+def _variants(shape: Shape, dtype: str) -> Iterator[Variant]:
+    """In both layouts; in float64 only some ops are served."""
+    enumerated = plane_variants if dtype == "float64" else variants
+    layouts = (enumerated(shape, dtype, channels_last=channels_last) for channels_last in (False, True))
+    yield from dict.fromkeys(variant for layout in layouts for variant in layout)
 
 
 def _rows(jobs: list[tuple[Shape, str, Variant, int]]) -> Iterator[Row]:
@@ -145,7 +152,7 @@ def _said(error: Exception) -> str:
 def _read(row: Row, shape: Shape, binary: Binary) -> Row:
     """The row with what the binary says."""
     taken, instructions = binary.resources, binary.instructions
-    pool_loads = [one for one in instructions if _is_pool_load(row.kernel, binary, one)]
+    pool_loads = [one for one in instructions if _is_pool_load(row, binary, one)]
     row = replace(
         row,
         registers=taken.registers,
@@ -160,10 +167,10 @@ def _read(row: Row, shape: Shape, binary: Binary) -> Row:
     )
     if not pool_loads:
         return row
-    place = sass.main_loop(instructions, lambda one: _is_pool_load(row.kernel, binary, one))
+    place = sass.main_loop(instructions, lambda one: _is_pool_load(row, binary, one))
     # Without a loop the whole kernel is one pass.
     loop = instructions if place is None else instructions[place.start : place.stop]
-    loads = [one for one in loop if _is_pool_load(row.kernel, binary, one)]
+    loads = [one for one in loop if _is_pool_load(row, binary, one)]
     tensors = len({binary.argument(one) for one in loads})
     tensor_bytes = shape.channels * shape.hw * _size(row.dtype)
     gpu = GPUS[row.capability]
@@ -172,8 +179,9 @@ def _read(row: Row, shape: Shape, binary: Binary) -> Row:
     return replace(row, estimate_gpu=gpu.name, **named)
 
 
-def _is_pool_load(kernel: str, binary: Binary, instruction: sass.Instruction) -> bool:
-    return "pool" in kernel and instruction.loads and binary.argument(instruction) in _POOLED_ARGUMENTS
+def _is_pool_load(row: Row, binary: Binary, instruction: sass.Instruction) -> bool:
+    pools = "pool" in row.kernel or row.constants.get("SHARED_OUT") == "pool"
+    return pools and instruction.loads and binary.argument(instruction) in _POOLED_ARGUMENTS
 
 
 def _widths(instructions: Iterable[sass.Instruction]) -> tuple[int, int] | None:
@@ -182,8 +190,8 @@ def _widths(instructions: Iterable[sass.Instruction]) -> tuple[int, int] | None:
 
 
 def _size(dtype: str) -> int:
-    """Bytes of an element, which Triton's names end in: fp16."""
-    return int(SCALAR_TYPES[dtype][2:]) // 8
+    """Bytes of an element."""
+    return SCALAR_BYTES[SCALAR_TYPES[dtype]]
 
 
 def _lanes(constants: dict[str, object], shape: Shape) -> float:
@@ -201,8 +209,15 @@ def _judged(row: Row, shape: Shape) -> Row:
     problems = []
     if row.spill_bytes:
         problems.append(f"spills {row.spill_bytes} bytes")
-    if row.pool_load_widths is not None and row.pool_load_widths[0] < WIDE:
-        aligned = row.constants.get("ALIGN", align_of(shape.hw)) * _size(row.dtype)
-        if aligned >= WIDE:
-            problems.append(f"loads x {row.pool_load_widths[0]} bytes at a time where {WIDE} are possible")
+    narrow = row.pool_load_widths is not None and row.pool_load_widths[0] < WIDE
+    if narrow and _row_alignment(row.constants, shape) * _size(row.dtype) >= WIDE:
+        problems.append(f"loads x {row.pool_load_widths[0]} bytes at a time where {WIDE} are possible")
     return replace(row, problems=problems)
+
+
+def _row_alignment(constants: dict[str, object], shape: Shape) -> int:
+    """Elements that divide where every row of x begins: a sample, and a plane or (channels_last) a pixel."""
+    samples = constants["ALIGN"]
+    if constants.get("RUN"):  # a chunk of planes is one row
+        return samples
+    return min(samples, align_of(shape.channels) if constants["CHANNELS_LAST"] else constants["HW_ALIGN"])
