@@ -374,9 +374,10 @@ class _BlockPlan(NamedTuple):
 @functools.lru_cache(_PLANS)
 def _block_plan(x: _Map, key: _SelectorKey, y_stride: int, copy: bool, form: str) -> _BlockPlan:
     shared_out = configs.shared_out(x.channels, key.hidden, x.n)
-    y = x._replace(stride=y_stride)
+    # The samples that the last launch is told the stride of: where it makes a copy, its y is dense.
+    last = x if shared_out == "pool" else x._replace(stride=y_stride)
     selector = key.on(x, copy=copy, apart=shared_out == "layers", fused=True)
-    tail = _tail_of(y, key.k, form)
+    tail = _tail_of(last, key.k, form)
     variants = configs.block_variants(selector, tail, shared_out)
     # Where the slots would lie the batch's hidden layer does, where there is one; it is no larger.
     keys_units = _units(x.n * selector.pool.shares * key.hidden)
@@ -384,9 +385,9 @@ def _block_plan(x: _Map, key: _SelectorKey, y_stride: int, copy: bool, form: str
     scratch_units = mid_units + _units(x.n * tail.mid * x.hw)
     pool = layers = ()
     if shared_out == "pool":
-        last, programs = x, x.n * selector.pool.shares
+        programs = x.n * selector.pool.shares
     else:
-        last, programs = y, x.n * (selector.slices if shared_out == "layers" else 1)
+        programs = x.n * (selector.slices if shared_out == "layers" else 1)
         *before, _ = variants
         shares = selector.pool.shares if shared_out == "layers" else replace(selector, fused=False).pool.shares
         scalars = x.stride // x.align, x.hw_units
