@@ -28,8 +28,9 @@ MAX_BLOCK_HW = 1024
 # over their block.
 POOL_BLOCKS = ((64, 64, 64), (256, 64, 32), (1024, 256, 8), (None, 2048, 4))
 # (pixels of a sample up to, pixels at a time, channels a program) of add_relu_pool with 8 warps: 8 to 32 values a
-# thread, in rows of 64 bytes and more. In channels_last a program takes fewer channels the more pixels they have,
-# down to 32 bytes of float16, one sector: there are no programs otherwise for small batches.
+# thread. In channels_last a program takes fewer channels the more pixels they have, down to 32 bytes of float16,
+# one sector: else small batches would have few programs. Those of channels_last, here and below, and the runs of
+# short planes were chosen by the width of their loads and their registers; they have not been timed.
 ADD_RELU_POOL_BLOCKS = ((64, 64, 64), (256, 64, 32), (1024, 256, 8), (None, 2048, 4))
 ADD_RELU_POOL_BLOCKS_CHANNELS_LAST = ((64, 64, 64), (256, 128, 32), (None, 256, 16))
 # Channels that a program of gather or fuse takes at most in channels_last: of C, where all of it is copied, and of

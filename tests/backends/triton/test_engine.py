@@ -181,7 +181,7 @@ def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, de
     check_arguments(launched)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, configs.Shape("basic", 24, 3, 1, 1, 35)])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_plane_variants_are_what_the_launcher_launches(dtype, layout, shape, device, monkeypatch):
