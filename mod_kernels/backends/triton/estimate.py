@@ -23,7 +23,7 @@ _LANES = 32
 
 @dataclass(frozen=True)
 class Gpu:
-    """Multiprocessors, boost clock in GHz and memory bandwidth in GB/s, as its maker gives them."""
+    """Multiprocessors, boost clock in GHz and memory bandwidth in GB/s."""
 
     name: str
     multiprocessors: int
@@ -36,7 +36,8 @@ class Gpu:
         return self.bandwidth_gbs / self.clock_ghz / self.multiprocessors
 
 
-# One GPU of each capability; NVIDIA's data sheets and architecture white papers.
+# One GPU of each capability. Written down from memory, not yet checked against NVIDIA's data sheets: the estimates
+# stand on them.
 GPUS = {
     80: Gpu("A100 SXM 80 GB", 108, 1.41, 2039),
     86: Gpu("A10", 72, 1.695, 600),

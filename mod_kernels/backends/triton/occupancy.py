@@ -20,8 +20,9 @@ class Limits:
     shared: int
 
 
-# "Technical Specifications per Compute Capability" in NVIDIA's CUDA C++ Programming Guide; programs and the units
-# above as in cuda_occupancy.h of CUDA 13, which also has the formula below.
+# Warps and shared memory from memory, not yet checked against "Technical Specifications per Compute Capability" in
+# NVIDIA's CUDA C++ Programming Guide; programs and the units above as in cuda_occupancy.h of CUDA 13, which also
+# has the formula below.
 LIMITS = {
     80: Limits(64, 32, 164 * 1024),
     86: Limits(48, 16, 100 * 1024),
