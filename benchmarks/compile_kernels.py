@@ -13,8 +13,8 @@ from unittest import mock
 import torch
 
 from mod_kernels import verify
-from mod_kernels.backends.triton import configs, launch
-from mod_kernels.backends.triton.configs import Variant
+from mod_kernels.backends.triton import enumeration, launch
+from mod_kernels.backends.triton.variants import Variant
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 POINTERS = {
@@ -43,9 +43,9 @@ def variants() -> list[Variant]:
         mock.patch("mod_kernels.backends.triton._device_problem", lambda device: ""),
     ):
         verify.verify("cpu", DTYPES, ("triton",))
-    for shape in configs.PAPER_SHAPES:
+    for shape in enumeration.PAPER_SHAPES:
         for dtype in DTYPES:
-            found |= dict.fromkeys(configs.variants(shape, str(dtype).removeprefix("torch.")))
+            found |= dict.fromkeys(enumeration.variants(shape, str(dtype).removeprefix("torch.")))
     return sorted(found, key=lambda variant: variant.kernel, reverse=True)
 
 

@@ -157,11 +157,11 @@ def resources(
     from . import _resources_table
     from .backends import triton
     from .backends.triton import compile as ahead_of_time
-    from .backends.triton import configs
+    from .backends.triton import configs, enumeration
     from .backends.triton import resources as measured
     from .bench import machine
 
-    shapes = {measured.shape_name(one): one for one in configs.PAPER_SHAPES}
+    shapes = {measured.shape_name(one): one for one in enumeration.PAPER_SHAPES}
     known = [str(one) for one in ahead_of_time.CAPABILITIES]
     for one in capability or ():
         _one_of("capability", str(one), known)

@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 
 from . import ptx, sass
-from .configs import Variant
 from .launch import kernels
+from .variants import Variant
 
 # Compute capabilities the kernels are checked for: A100, A10, L4 and RTX 4090, H100, B200, RTX 5090.
 CAPABILITIES = (80, 86, 89, 90, 100, 120)

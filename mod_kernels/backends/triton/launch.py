@@ -10,7 +10,6 @@ import contextlib
 import functools
 import operator
 import os
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,9 @@ from torch import Tensor
 from ..._layout import CHANNELS_LAST, layout_of, memory_format_of
 from ..._library import accumulation_dtype
 from ...spec import read_form
-from . import configs
-from .configs import Selector, Tail, Variant, align_of
+from . import configs, variants
+from .configs import align_of
+from .variants import Selector, Tail, Variant
 
 _TYPE_NAMES = {getattr(torch, name): kind for name, kind in configs.SCALAR_TYPES.items()}
 _INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -194,11 +194,11 @@ def _select_plan(x: _Map, key: _SelectorKey) -> _SelectPlan:
     keys = 2 * x.n * selector.slices * selector.keep if selector.apart else 0  # an int64 is two float32 wide
     layers = None
     if selector.apart:
-        layers = _Launch(configs.layers_variant(selector), x.n * selector.slices, (keys_units,))
+        layers = _Launch(variants.layers_variant(selector), x.n * selector.slices, (keys_units,))
     return _SelectPlan(
-        _Launch(configs.pool_variant(selector), x.n * selector.pool.shares, (x.stride // x.align, x.hw_units)),
+        _Launch(variants.pool_variant(selector), x.n * selector.pool.shares, (x.stride // x.align, x.hw_units)),
         layers,
-        _Launch(configs.rank_variant(selector), x.n, (keys_units,)),
+        _Launch(variants.rank_variant(selector), x.n, (keys_units,)),
         keys_units + _units(keys),
     )
 
@@ -239,8 +239,8 @@ def select_channels_saving(*arguments):
 
 # ---- gather and fuse
 
-_gather_variant = functools.lru_cache(_PLANS)(configs.gather_variant)
-_fuse_variant = functools.lru_cache(_PLANS)(configs.fuse_variant)
+_gather_variant = functools.lru_cache(_PLANS)(variants.gather_variant)
+_fuse_variant = functools.lru_cache(_PLANS)(variants.fuse_variant)
 
 
 def gather_channels(x, index):
@@ -301,7 +301,7 @@ def fuse_channels_(x, z, scores, index, position):
 
 # ---- the ending of the block before
 
-_add_relu_pool_variant = functools.lru_cache(_PLANS)(configs.add_relu_pool_variant)
+_add_relu_pool_variant = functools.lru_cache(_PLANS)(variants.add_relu_pool_variant)
 
 
 def _add_relu_pool(a, b, relu, y):
@@ -317,7 +317,7 @@ def _add_relu_pool(a, b, relu, y):
     sizes = (_TYPE_NAMES[a.dtype], channels, hw)
     channels_last = layout_of(a) == CHANNELS_LAST
     variant = _add_relu_pool_variant(*sizes, align, hw_align, channels_last, b is not None, relu)
-    programs = n * configs.add_relu_pool_config(*sizes, hw_align, channels_last).chunks
+    programs = n * configs.pool_config(*sizes, hw_align, channels_last).shares
     scalars = (*(stride // align for stride in strides), hw // hw_align)
     with _on_device_of(a):
         run(variant, programs, a, second, y, pooled, *scalars)
@@ -345,9 +345,8 @@ def _tail_of(x: _Map, k: int, form: str) -> Tail:
 @functools.lru_cache(_PLANS)
 def _tail_plan(x: _Map, k: int, form: str) -> tuple[_Launch, ...]:
     tail = _tail_of(x, k, form)
-    programs = configs.tail_programs(tail)
-    scalars = (x.stride // x.align, x.hw_units, x.width, programs)
-    return tuple(_Launch(variant, x.n * programs, scalars) for variant in configs.tail_variants(tail))
+    scalars = (x.stride // x.align, x.hw_units, x.width, tail.programs)
+    return tuple(_Launch(variant, x.n * tail.programs, scalars) for variant in variants.tail_variants(tail))
 
 
 def tail_(x, scores, index, conv_parameters, form):
@@ -378,25 +377,18 @@ def _block_plan(x: _Map, key: _SelectorKey, y_stride: int, copy: bool, form: str
     last = x if shared_out == "pool" else x._replace(stride=y_stride)
     selector = key.on(x, copy=copy, apart=shared_out == "layers", fused=True)
     tail = _tail_of(last, key.k, form)
-    variants = configs.block_variants(selector, tail, shared_out)
+    chosen = variants.block_variants(selector, tail, shared_out)
     # Where the slots would lie the batch's hidden layer does, where there is one; it is no larger.
     keys_units = _units(x.n * selector.pool.shares * key.hidden)
     mid_units = keys_units + _units(2 * x.n * selector.slices * selector.keep if shared_out == "layers" else 0)
     scratch_units = mid_units + _units(x.n * tail.mid * x.hw)
-    pool = layers = ()
-    if shared_out == "pool":
-        programs = x.n * selector.pool.shares
-    else:
-        programs = x.n * (selector.slices if shared_out == "layers" else 1)
-        *before, _ = variants
-        shares = selector.pool.shares if shared_out == "layers" else replace(selector, fused=False).pool.shares
-        scalars = x.stride // x.align, x.hw_units
-        pool = tuple(_Launch(v, x.n * shares, scalars) for v in before if v.kernel == "pool_fwd_kernel")
-        layers = tuple(
-            _Launch(v, configs.linear_programs(v, x.n), (x.n,)) for v in before if v.kernel == "linear_fwd_kernel"
-        )
+    pool = None
+    if chosen.pool is not None:
+        pool = _Launch(chosen.pool, x.n * chosen.pool_shares, (x.stride // x.align, x.hw_units))
+    layers = tuple(_Launch(one, variants.linear_programs(one, x.n), (x.n,)) for one in chosen.layers)
+    programs = {"pool": selector.pool.shares, "layers": selector.slices, "nothing": 1}[shared_out]
     scalars = keys_units, mid_units, last.stride // last.align, last.hw_units, x.width
-    return _BlockPlan(next(iter(pool), None), layers, _Launch(variants[-1], programs, scalars), scratch_units)
+    return _BlockPlan(pool, layers, _Launch(chosen.finish, x.n * programs, scalars), scratch_units)
 
 
 def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form, counters):

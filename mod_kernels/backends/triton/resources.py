@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from . import sass
 from .compile import Binary, disassemble_variant
-from .configs import SCALAR_BYTES, SCALAR_TYPES, Shape, Variant, align_of, plane_variants, variants
+from .configs import SCALAR_BYTES, SCALAR_TYPES, WIDEST_LOAD, align_of
+from .enumeration import Shape, plane_variants, variants
 from .estimate import GPUS, estimate
 from .occupancy import occupancy
+from .variants import Variant
 
-WIDE = 16  # bytes of the widest load on every architecture here
 # What the kernels that pool do pool.
 _POOLED_ARGUMENTS = ("x_ptr", "a_ptr", "b_ptr")
 
@@ -209,9 +210,9 @@ def _judged(row: Row, shape: Shape) -> Row:
     problems = []
     if row.spill_bytes:
         problems.append(f"spills {row.spill_bytes} bytes")
-    narrow = row.pool_load_widths is not None and row.pool_load_widths[0] < WIDE
-    if narrow and _row_alignment(row.constants, shape) * _size(row.dtype) >= WIDE:
-        problems.append(f"loads x {row.pool_load_widths[0]} bytes at a time where {WIDE} are possible")
+    narrow = row.pool_load_widths is not None and row.pool_load_widths[0] < WIDEST_LOAD
+    if narrow and _row_alignment(row.constants, shape) * _size(row.dtype) >= WIDEST_LOAD:
+        problems.append(f"loads x {row.pool_load_widths[0]} bytes at a time where {WIDEST_LOAD} are possible")
     return replace(row, problems=problems)
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mod_kernels.backends.triton import compile as ahead_of_time
-from mod_kernels.backends.triton import configs
+from mod_kernels.backends.triton import enumeration, variants
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are Python functions under TRITON_INTERPRET=1", allow_module_level=True)
@@ -26,17 +26,17 @@ def everywhere(variant, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("shape", configs.PAPER_SHAPES, ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES, ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
 @pytest.mark.parametrize("capability", ahead_of_time.CAPABILITIES)
 def test_variants(capability, shape, dtype):
-    for variant in dict.fromkeys(configs.variants(shape, dtype)):
+    for variant in dict.fromkeys(enumeration.variants(shape, dtype)):
         if capability == 90 or everywhere(variant, dtype):
             check(variant, capability)
 
 
-@pytest.mark.parametrize("shape", configs.PAPER_SHAPES[:4], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES[:4], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
 def test_variants_in_channels_last(shape):
-    for variant in dict.fromkeys(configs.variants(shape, "float16", channels_last=True)):
+    for variant in dict.fromkeys(enumeration.variants(shape, "float16", channels_last=True)):
         if everywhere(variant, "float16"):
             check(variant, 90)
 
@@ -50,17 +50,17 @@ def check(variant, capability):
 @pytest.mark.parametrize(
     "dtype,channels_last", [("float32", True), ("float16", True), ("float64", False), ("float64", True)]
 )
-@pytest.mark.parametrize("shape", configs.PAPER_SHAPES[:4], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES[:4], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
 def test_plane_variants(shape, dtype, channels_last):
     """Layouts and types that gather, fuse and add_relu_pool alone serve."""
-    for variant in configs.plane_variants(shape, dtype, channels_last=channels_last):
+    for variant in enumeration.plane_variants(shape, dtype, channels_last=channels_last):
         check(variant, 90)
 
 
 def test_spills_would_be_seen():
     """A tile far too large for its threads: the numbers above are read, not assumed."""
-    selector = configs.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16, 16)
-    variant = configs.pool_variant(selector)
+    selector = variants.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16, 16)
+    variant = variants.pool_variant(selector)
     constants = dict(variant.constexprs) | {"CHUNK_C": 64, "BLOCK_HW": 1024}
-    oversized = configs.Variant(variant.kernel, variant.signature, tuple(constants.items()), num_warps=4)
+    oversized = variants.Variant(variant.kernel, variant.signature, tuple(constants.items()), num_warps=4)
     assert ahead_of_time.compile_variant(oversized, 80).spill_stores > 0

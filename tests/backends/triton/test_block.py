@@ -137,7 +137,7 @@ def test_a_nan_reaches_what_torch_lets_it_reach(kind, device):
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_the_selection(way, kind, shape, op, layout, device, with_configs):
     """Several programs a sample, C of no power of two, several blocks of pixels for the last of them."""
-    with_configs(POOL_BLOCKS=((None, 64, 16),), CHANNELS_LAST_CHUNK=16, TILE=512, **WAYS[way])
+    with_configs(POOL_BLOCKS=((None, 64, 16),), SPLIT_CHUNK=16, TILE=512, **WAYS[way])
     x = feature_map(shape, torch.float16, layout, device=device)
     before, spec = x.clone(), make_spec(shape[1], 5, kind, hidden=21, device=device, bias=True, position="last")
     result = block(x, spec, op=op)

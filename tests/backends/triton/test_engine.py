@@ -11,7 +11,7 @@ from torch.library import opcheck
 from mod_kernels._layout import memory_format_of
 from mod_kernels._library import accumulation_dtype
 from mod_kernels.backends import Call
-from mod_kernels.backends.triton import _OPS, TRITON, configs, launch
+from mod_kernels.backends.triton import _OPS, TRITON, configs, enumeration, launch
 
 from ...support import feature_map, make_spec
 from .checks import same_bits
@@ -149,9 +149,9 @@ TORCH_TYPES = {
 
 
 SHAPES = [
-    configs.Shape("bottleneck", 24, 3, 5, 1, 35),
-    configs.Shape("basic", 6, 2, 2, 2, 1155),
-    configs.Shape("bottleneck", 300, 70, 5, 1, 35),
+    enumeration.Shape("bottleneck", 24, 3, 5, 1, 35),
+    enumeration.Shape("basic", 6, 2, 2, 2, 1155),
+    enumeration.Shape("bottleneck", 300, 70, 5, 1, 35),
 ]
 
 
@@ -177,11 +177,11 @@ def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, de
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k)
         TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
         run_plane_ops(x, z, scores, index)
-    assert set(launched) == set(configs.variants(shape, dtype, channels_last=channels_last))
+    assert set(launched) == set(enumeration.variants(shape, dtype, channels_last=channels_last))
     check_arguments(launched)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, configs.Shape("basic", 24, 3, 1, 1, 35)])
+@pytest.mark.parametrize("shape", [*SHAPES, enumeration.Shape("basic", 24, 3, 1, 1, 35)])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_plane_variants_are_what_the_launcher_launches(dtype, layout, shape, device, monkeypatch):
@@ -192,7 +192,7 @@ def test_plane_variants_are_what_the_launcher_launches(dtype, layout, shape, dev
         z = feature_map((samples, shape.k, *size[2:]), kind, layout, device)
         scores = torch.zeros((samples, shape.k), dtype=accumulation_dtype(kind), device=device)
         run_plane_ops(x, z, scores, torch.zeros((samples, shape.k), dtype=torch.int64, device=device))
-    variants = configs.plane_variants(shape, dtype, channels_last=layout == "channels_last")
+    variants = enumeration.plane_variants(shape, dtype, channels_last=layout == "channels_last")
     assert set(launched) == set(variants)
     check_arguments(launched)
 

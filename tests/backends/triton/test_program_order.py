@@ -32,7 +32,7 @@ def run_block(kind, op, position="first", layout="nchw"):
     return before, spec, (result if op == "mod_block" else (x, result))
 
 
-SMALL = {"POOL_BLOCKS": ((None, 256, 4),), "CHANNELS_LAST_CHUNK": 4, "TILE": 128, "SLICE": 4}
+SMALL = {"POOL_BLOCKS": ((None, 256, 4),), "SPLIT_CHUNK": 4, "TILE": 128, "SLICE": 4}
 
 
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])

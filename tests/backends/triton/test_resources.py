@@ -9,16 +9,16 @@ from typer.testing import CliRunner
 
 from mod_kernels import cli
 from mod_kernels.backends.triton import compile as ahead_of_time
-from mod_kernels.backends.triton import configs, ptx, resources
+from mod_kernels.backends.triton import enumeration, ptx, resources, variants
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are Python functions under TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
-SHAPE = configs.PAPER_SHAPES[1]  # 512x28x28
-GATHER = configs.gather_variant("fp16", SHAPE.channels, SHAPE.k, SHAPE.hw, 16, 16, False)
-POOL = configs.pool_variant(
-    configs.Selector(("fp16",) * 5, SHAPE.channels, SHAPE.hidden, SHAPE.k, SHAPE.hw, 16, 16)
+SHAPE = enumeration.PAPER_SHAPES[1]  # 512x28x28
+GATHER = variants.gather_variant("fp16", SHAPE.channels, SHAPE.k, SHAPE.hw, 16, 16, False)
+POOL = variants.pool_variant(
+    variants.Selector(("fp16",) * 5, SHAPE.channels, SHAPE.hidden, SHAPE.k, SHAPE.hw, 16, 16)
 )
 
 
@@ -99,21 +99,32 @@ def test_a_narrow_load_is_named(run):
 
 
 def test_a_narrow_load_is_right_where_nothing_is_aligned():
-    shape = configs.PAPER_SHAPES[3]  # 7x7: rows begin anywhere
-    selector = configs.Selector(("fp16",) * 5, shape.channels, shape.hidden, shape.k, shape.hw, 1, 1)
-    row = resources.row_of(shape, "float16", _planted(configs.pool_variant(selector), RUN=0, BLOCK_HW=64), 90)
+    shape = enumeration.PAPER_SHAPES[3]  # 7x7: rows begin anywhere
+    selector = variants.Selector(("fp16",) * 5, shape.channels, shape.hidden, shape.k, shape.hw, 1, 1)
+    row = resources.row_of(shape, "float16", _planted(variants.pool_variant(selector), RUN=0, BLOCK_HW=64), 90)
     assert row.pool_load_widths == (2, 2)
     assert row.ok
     assert row.estimate_lanes == 49 / 64
 
 
 def test_short_planes_are_read_as_a_run_wherever_samples_are_aligned():
-    shape = configs.PAPER_SHAPES[3]
-    variant = next(one for one in configs.variants(shape, "float16") if one.kernel == "pool_fwd_kernel")
+    shape = enumeration.PAPER_SHAPES[3]
+    variant = next(one for one in enumeration.variants(shape, "float16") if one.kernel == "pool_fwd_kernel")
     row = resources.row_of(shape, "float16", variant, 90)
     assert (row.pool_load_widths, row.ok) == ((16, 16), True)
     narrow = _planted(variant, ALIGN=1)
     assert resources.row_of(shape, "float16", narrow, 90).ok
+
+
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES[:4], ids=resources.shape_name)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_blocks_pool_sixteen_bytes_at_a_time(channels_last, dtype, shape):
+    """The launch that pools inside a block, as docs/gpu.md has it."""
+    found = enumeration.variants(shape, dtype, channels_last=channels_last)
+    row = resources.row_of(shape, dtype, next(found), 90)  # in place, not fed, a small batch
+    assert not row.constants["COPY"] and not row.constants["POOLED"]
+    assert (row.pool_load_widths, row.ok) == ((16, 16), True)
 
 
 def test_what_does_not_compile_is_a_row_and_the_others_go_on(run):
@@ -146,7 +157,7 @@ def test_every_variant_has_a_row(monkeypatch):
     seen = []
     jobs = resources.measure([SHAPE], ["float16", "float32"], [80, 90], lambda *count: seen.append(count))
     expected = sum(
-        len({*configs.variants(SHAPE, dtype), *configs.variants(SHAPE, dtype, channels_last=True)})
+        len({*enumeration.variants(SHAPE, dtype), *enumeration.variants(SHAPE, dtype, channels_last=True)})
         for dtype in ("float16", "float32")
     )
     assert len(jobs) == len(set(jobs)) == 2 * expected
