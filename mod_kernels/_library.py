@@ -86,6 +86,20 @@ def _fake_mod_block(x, *arguments):
     return _fake_like(x), _fake_logits(x)
 
 
+def _fake_fuse_channels_backward(dy, z, scores, index, position, z_needed, scores_needed):
+    return _fake_like(z) if z_needed else z.new_empty(0), scores.new_empty(scores.shape if scores_needed else 0)
+
+
+def _fake_select_channels_backward(dscores, scores, index, hidden, pooled, fc1_weight, fc2_weight, *needed):
+    (hidden_units, channels), n = fc1_weight.shape, scores.shape[0]
+    shapes = ((n, channels), (hidden_units, channels), (channels, hidden_units), (hidden_units,), (channels,))
+    return tuple(scores.new_empty(shape if one else 0) for shape, one in zip(shapes, needed, strict=True))
+
+
+def _fake_input_gradient(dy, *arguments):
+    return _fake_like(dy)
+
+
 class OpDefinition(NamedTuple):
     """One raw op: arguments and returns in torch.library's schema language, and what tracing sees."""
 
@@ -122,6 +136,32 @@ OPS: dict[str, OpDefinition] = {
     "tail_": OpDefinition(f"Tensor(a!) x, Tensor scores, Tensor index, {CONV}", "()", _fake_in_place),
     "mod_block": OpDefinition(f"Tensor x, {SELECTOR}, {CONV}", "(Tensor y, Tensor logits)", _fake_mod_block),
     "mod_block_": OpDefinition(f"Tensor(a!) x, {SELECTOR}, {CONV}", "Tensor", _fake_mod_block_),
+    # ---- backward (formulas: _autograd.py). What is not needed comes back as a tensor of shape (0,). Gradients of
+    # parameters, of pooled and of scores are in the accumulation dtype.
+    # z and dz in dy's layout.
+    "fuse_channels_backward": OpDefinition(
+        "Tensor dy, Tensor z, Tensor scores, Tensor? index, str position, bool z_needed, bool scores_needed",
+        "(Tensor dz, Tensor dscores)",
+        _fake_fuse_channels_backward,
+    ),
+    # index without repeats in a row, as select_channels gives it.
+    "select_channels_backward": OpDefinition(
+        "Tensor dscores, Tensor scores, Tensor index, Tensor hidden, Tensor pooled, Tensor fc1_weight, "
+        "Tensor fc2_weight, bool pooled_needed, bool fc1_needed, bool fc2_needed, bool fc1_bias_needed, "
+        "bool fc2_bias_needed",
+        "(Tensor dpooled, Tensor dfc1_weight, Tensor dfc2_weight, Tensor dfc1_bias, Tensor dfc2_bias)",
+        _fake_select_channels_backward,
+    ),
+    # The one pass over a whole map: dx = dy + dpooled / (H W), plus dgathered[:, j] at channel index[:, j] (no
+    # repeats in a row); then, with y, zero where y <= 0. y is a ReLU's output, of which a block has since
+    # overwritten the channels P of position: overwritten (N, k, H, W) is what stood there. All maps in dy's
+    # layout and dtype. index is read where dgathered is given, and for the P of "original".
+    "input_gradient": OpDefinition(
+        "Tensor dy, Tensor? dpooled, Tensor? dgathered, Tensor? index, Tensor? y, Tensor? overwritten, "
+        "str position",
+        "Tensor dx",
+        _fake_input_gradient,
+    ),
 }
 
 
