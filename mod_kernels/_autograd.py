@@ -1,17 +1,26 @@
-"""Gradients of the engine-served ops: what is saved, and the backward, composed of PyTorch ops for now.
+"""Gradients of the engine-served ops: what is saved, and which backward op is called.
 
-Each Function takes the engine's raw op as its first argument; :mod:`mod_kernels.functional` enters one only
-when a gradient is needed. Saved for backward are k-channel tensors and (N, C)-sized ones, never a copy of x.
+Each Function takes the engine's raw ops first; :mod:`mod_kernels.functional` and the modules enter one only when a
+gradient is needed. Saved for backward are k-channel tensors and (N, C)-sized ones, never a copy of x.
 The reference needs none of this: autograd goes through its ATen ops.
+
+The engine's backward kernels run where the gradient is not to be differentiated. Where it is (``create_graph``
+in eager mode), and for an engine without them, :mod:`mod_kernels._gradients` does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._layout import memory_format_of
+from . import _gradients
+from ._layout import CHANNELS_LAST, NCHW, layout_of
+from ._library import accumulation_dtype
+
+Ops = dict[str, Callable]
 
 
 def needed(*tensors: Tensor | None) -> bool:
@@ -19,12 +28,76 @@ def needed(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def backward_op(ops: Ops, name: str) -> Callable:
+    """The engine's backward op, or its composed form."""
+    differentiated = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return getattr(_gradients, name) if differentiated or name not in ops else ops[name]
+
+
+def dense(gradient: Tensor, layout: str) -> Tensor:
+    """``gradient`` as kernels read it: dense, in the layout of the map it is of."""
+    if layout_of(gradient) == layout:
+        return gradient
+    return gradient.contiguous(memory_format=_FORMATS[layout])
+
+
+_FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
+
+
+def keep_selection(ctx, ops, scores, index, hidden, pooled, fc1_weight, fc2_weight, biases):
+    """Save what :func:`selection_gradients` reads."""
+    ctx.save_for_backward(scores, index, hidden, pooled, fc1_weight, fc2_weight)
+    ctx.ops = ops
+    ctx.dtypes = [None if one is None else one.dtype for one in (fc1_weight, fc2_weight, *biases)]
+    ctx.mark_non_differentiable(index)
+    ctx.set_materialize_grads(False)
+
+
+def selection_gradients(ctx, saved, dscores, dhidden, dpooled, pooled_needed, parameters_needed):
+    """dpooled, then those of fc1_weight, fc2_weight, fc1_bias, fc2_bias in their own dtypes.
+
+    ``dhidden`` and ``dpooled`` come with second derivatives alone; the composed form then takes them.
+    """
+    wanted = (pooled_needed, *parameters_needed)
+    if not any(wanted):
+        return (None,) * 5
+    if dscores is None or dhidden is not None:
+        found = _gradients.select_channels_backward(dscores, *saved, *wanted, dhidden=dhidden)
+    else:
+        found = backward_op(ctx.ops, "select_channels_backward")(dscores.contiguous(), *saved, *wanted)
+    found = [one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True)]
+    if dpooled is not None and pooled_needed:
+        found[0] = dpooled if found[0] is None else found[0] + dpooled
+    cast = [None if one is None else one.to(to) for one, to in zip(found[1:], ctx.dtypes, strict=True)]
+    return (found[0], *cast)
+
+
+def keep_map(ctx, x):
+    """Note what a gradient of x is made from where there is none to add to."""
+    ctx.shape, ctx.dtype, ctx.device, ctx.layout = x.shape, x.dtype, x.device, layout_of(x)
+
+
+def zeros(ctx) -> Tensor:
+    """A map of zeros."""
+    fresh = torch.zeros(ctx.shape, dtype=ctx.dtype, device=ctx.device)
+    return fresh.contiguous(memory_format=_FORMATS[ctx.layout])
+
+
+def input_gradient(ctx, dy, dpooled, dgathered, index, y=None, overwritten=None, position="first"):
+    """The one pass over a map's gradient; without dy over zeros. ctx knows the map (:func:`keep_map`)."""
+    if dy is None:
+        dy = zeros(ctx)
+    # No generator: Dynamo (torch 2.14) fails on one that runs into another call.
+    maps = [None if one is None else dense(one, ctx.layout) for one in (dy, dgathered, y, overwritten)]
+    dy, dgathered, y, overwritten = maps
+    dpooled = None if dpooled is None else dpooled.contiguous()
+    return backward_op(ctx.ops, "input_gradient")(dy, dpooled, dgathered, index, y, overwritten, position)
+
+
 class SelectChannels(Function):
     """``scores = sigmoid(relu(pooled W1' + b1) W2' + b2)`` at the selected channels; index has no gradient.
 
-    With ds (N, k) the gradient of scores, everything in the accumulation dtype:
-    ``dlogits[n, index[n, j]] = ds * s * (1 - s)``, zero elsewhere; ``dW2 = dlogits' hidden``;
-    ``dhidden = dlogits W2`` where ``hidden > 0``; ``dW1 = dhidden' pooled``; ``dpooled = dhidden W1``;
+    The gradients are those of :func:`mod_kernels._gradients.select_channels_backward`;
     ``dx = dpooled / (H W)`` spread over each plane.
 
     hidden and pooled are outputs too, beside the public scores and index: the backward is then a function of
@@ -32,116 +105,109 @@ class SelectChannels(Function):
     """
 
     @staticmethod
-    def forward(ctx, op, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
-        # op is select_channels_saving.
-        scores, index, _, hidden, pooled_out = op(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-        ctx.save_for_backward(
-            scores, index, hidden, pooled_out if pooled is None else pooled, fc1_weight, fc2_weight
-        )
+    def forward(ctx, ops, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+        saving = ops["select_channels_saving"]
+        scores, index, _, hidden, pooled_out = saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
+        means = pooled_out if pooled is None else pooled
+        keep_selection(ctx, ops, scores, index, hidden, means, fc1_weight, fc2_weight, (fc1_bias, fc2_bias))
         ctx.x_shape, ctx.x_dtype, ctx.pooled_given = x.shape, x.dtype, pooled is not None
-        ctx.bias_dtypes = [None if bias is None else bias.dtype for bias in (fc1_bias, fc2_bias)]
-        ctx.mark_non_differentiable(index)
-        ctx.set_materialize_grads(False)
         return scores, index, hidden, pooled_out
 
     @staticmethod
     def backward(ctx, dscores, _, dhidden, dpooled):
-        scores, index, hidden, pooled, fc1_weight, fc2_weight = ctx.saved_tensors
-        _, x_needed, fc1_needed, fc2_needed, b1_needed, b2_needed, pooled_needed, _ = ctx.needs_input_grad
-        below_fc2 = x_needed or pooled_needed or fc1_needed or b1_needed
-        dx = dfc1 = dfc2 = db1 = db2 = None
-        with torch.autocast(scores.device.type, enabled=False):
-            if dscores is not None:
-                dlogits = scores.new_zeros(pooled.shape).scatter(1, index, dscores * scores * (1 - scores))
-                dfc2 = (dlogits.t() @ hidden).to(fc2_weight.dtype) if fc2_needed else None
-                db2 = dlogits.sum(0).to(ctx.bias_dtypes[1]) if b2_needed else None
-                if below_fc2:
-                    dhidden = _sum(dhidden, dlogits @ fc2_weight.to(scores.dtype))
-            if dhidden is not None and below_fc2:
-                # As torch's ReLU: a NaN is not <= 0, so its gradient passes.
-                dhidden = dhidden.masked_fill(hidden <= 0, 0)
-                dfc1 = (dhidden.t() @ pooled).to(fc1_weight.dtype) if fc1_needed else None
-                db1 = dhidden.sum(0).to(ctx.bias_dtypes[0]) if b1_needed else None
-                if x_needed or pooled_needed:
-                    dpooled = _sum(None if ctx.pooled_given else dpooled, dhidden @ fc1_weight.to(scores.dtype))
-        if dpooled is not None and x_needed and not ctx.pooled_given:
+        _, x_needed, *parameters_needed, pooled_needed, _ = ctx.needs_input_grad
+        pools = x_needed and not ctx.pooled_given
+        means = None if ctx.pooled_given else dpooled
+        saved, needed_means = ctx.saved_tensors, pools or pooled_needed
+        dpooled, *parameters = selection_gradients(
+            ctx, saved, dscores, dhidden, means, needed_means, parameters_needed
+        )
+        dx = None
+        if pools and dpooled is not None:
             _, _, h, w = ctx.x_shape
             dx = (dpooled / (h * w)).to(ctx.x_dtype)[:, :, None, None].expand(ctx.x_shape)
-        return None, dx, dfc1, dfc2, db1, db2, dpooled if pooled_needed else None, None
-
-
-def _sum(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b
+        return None, dx, *parameters, dpooled if pooled_needed else None, None
 
 
 class GatherChannels(Function):
     """``G = x[:, index]``; ``dx`` is zero but ``dx[n, index[n, j]] += dG[n, j]``."""
 
     @staticmethod
-    def forward(ctx, op, x, index):
+    def forward(ctx, ops, x, index):
         ctx.save_for_backward(index)
-        ctx.x_shape, ctx.memory_format = x.shape, memory_format_of(x)
-        return op(x, index)
+        ctx.ops = ops
+        keep_map(ctx, x)
+        return ops["gather_channels"](x, index)
 
     @staticmethod
     def backward(ctx, dgathered):
         (index,) = ctx.saved_tensors
-        dx = torch.zeros(ctx.x_shape, dtype=dgathered.dtype, device=dgathered.device)
-        dx = dx.contiguous(memory_format=ctx.memory_format)
-        return None, dx.scatter_add(1, _spread(index, dgathered), dgathered), None
+        return None, _scattered(ctx.ops, zeros(ctx), dense(dgathered, ctx.layout), index), None
+
+
+def _scattered(ops: Ops, zeros: Tensor, dgathered: Tensor, index: Tensor) -> Tensor:
+    """``dgathered`` added up at its channels; index may repeat one, and the order is then that of j."""
+    if torch.is_grad_enabled():
+        return zeros.scatter_add(1, _gradients.spread(index, dgathered), dgathered)
+    ones = torch.ones(index.shape, dtype=accumulation_dtype(zeros.dtype), device=zeros.device)
+    ops["fuse_channels_"](zeros, dgathered, ones, index, "original")
+    return zeros
 
 
 class FuseChannels(Function):
     """``y = x``, ``y[:, P] += s z``: ``dx = dy``, ``dz = s dy[:, P]``, ``ds = sum of z dy[:, P]`` over a plane."""
 
     @staticmethod
-    def forward(ctx, op, x, z, scores, index, position):
-        ctx.save_for_backward(z, scores, index)
-        ctx.position = position
-        return op(x, z, scores, index, position)
+    def forward(ctx, ops, x, z, scores, index, position):
+        keep_fusion(ctx, ops, x, z, scores, index, position)
+        return ops["fuse_channels"](x, z, scores, index, position)
 
     @staticmethod
     def backward(ctx, dy):
-        return _fuse_backward(ctx, dy)
+        gradients = fusion_gradients(ctx, dy, *ctx.saved_tensors, ctx.needs_input_grad[1:4])
+        return None, *gradients, None, None
 
 
 class FuseChannels_(Function):
     """:class:`FuseChannels` in place: x is marked dirty, so autograd knows of the write."""
 
     @staticmethod
-    def forward(ctx, op, x, z, scores, index, position):
+    def forward(ctx, ops, x, z, scores, index, position):
         ctx.mark_dirty(x)
-        op(x, z, scores, index, position)
-        ctx.save_for_backward(z, scores, index)
-        ctx.position = position
+        ops["fuse_channels_"](x, z, scores, index, position)
+        keep_fusion(ctx, ops, x, z, scores, index, position)
         return x
 
     @staticmethod
     def backward(ctx, dy):
-        return _fuse_backward(ctx, dy)
+        gradients = fusion_gradients(ctx, dy, *ctx.saved_tensors, ctx.needs_input_grad[1:4])
+        return None, *gradients, None, None
 
 
-def _fuse_backward(ctx, dy):
-    z, scores, index = ctx.saved_tensors
-    _, x_needed, z_needed, scores_needed, _, _ = ctx.needs_input_grad
-    k, channels = z.shape[1], dy.shape[1]
-    if ctx.position == "original":
-        at_target = dy.gather(1, _spread(index, dy))
-    else:
-        at_target = dy.narrow(1, 0 if ctx.position == "first" else channels - k, k)
-    at_target = at_target.to(scores.dtype)
-    dz = (at_target * scores[:, :, None, None]).to(z.dtype) if z_needed else None
-    dscores = (at_target * z.to(scores.dtype)).sum((2, 3)) if scores_needed else None
-    return None, dy if x_needed else None, dz, dscores, None, None
+def keep_fusion(ctx, ops, x, z, scores, index, position, *more):
+    """Save what :func:`fusion_gradients` reads, and more."""
+    ctx.save_for_backward(z, scores, index, *more)
+    ctx.ops, ctx.position, ctx.layout = ops, position, layout_of(x)
+
+
+def fusion_gradients(ctx, dy, z, scores, index, needed):
+    """Those of x, z and scores, each if needed."""
+    x_needed, z_needed, scores_needed = needed
+    dz = dscores = None
+    if z_needed or scores_needed:
+        op = backward_op(ctx.ops, "fuse_channels_backward")
+        dy_dense, z = dense(dy, ctx.layout), dense(z, ctx.layout)
+        dz, dscores = op(dy_dense, z, scores, index, ctx.position, z_needed, scores_needed)
+    return dy if x_needed else None, dz if z_needed else None, dscores if scores_needed else None
 
 
 class AddReluPool(Function):
     """``y = relu(a + b)``, ``pooled = y.mean((2, 3))``: ``da = db = (dy + dpooled / (H W))`` where ``y > 0``."""
 
     @staticmethod
-    def forward(ctx, op, a, b, relu):
-        y, pooled = op(a, b, relu)
-        ctx.save_for_backward(y if relu else None)
+    def forward(ctx, ops, a, b, relu):
+        y, pooled = ops["add_relu_pool"](a, b, relu)
+        _keep_ending(ctx, ops, y, relu)
         return y, pooled
 
     @staticmethod
@@ -153,10 +219,10 @@ class AddReluPool_(Function):
     """:class:`AddReluPool` in place."""
 
     @staticmethod
-    def forward(ctx, op, a, b, relu):
+    def forward(ctx, ops, a, b, relu):
         ctx.mark_dirty(a)
-        pooled = op(a, b, relu)
-        ctx.save_for_backward(a if relu else None)
+        pooled = ops["add_relu_pool_"](a, b, relu)
+        _keep_ending(ctx, ops, a, relu)
         return a, pooled
 
     @staticmethod
@@ -164,16 +230,15 @@ class AddReluPool_(Function):
         return _add_relu_pool_backward(ctx, dy, dpooled)
 
 
+def _keep_ending(ctx, ops, y, relu):
+    ctx.save_for_backward(y if relu else None)
+    ctx.ops = ops
+    keep_map(ctx, y)
+    ctx.set_materialize_grads(False)
+
+
 def _add_relu_pool_backward(ctx, dy, dpooled):
     (y,) = ctx.saved_tensors
     _, a_needed, b_needed, _ = ctx.needs_input_grad
-    _, _, h, w = dy.shape
-    grad = dy + (dpooled / (h * w)).to(dy.dtype)[:, :, None, None]
-    if y is not None:
-        grad = grad.masked_fill(y <= 0, 0)
-    return None, grad if a_needed else None, grad if b_needed else None, None
-
-
-def _spread(index: Tensor, x: Tensor) -> Tensor:
-    """index (N, k) as (N, k, H, W)."""
-    return index[:, :, None, None].expand(-1, -1, *x.shape[2:])
+    gradient = input_gradient(ctx, dy, dpooled, None, None, y)
+    return None, gradient if a_needed else None, gradient if b_needed else None, None

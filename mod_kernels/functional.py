@@ -46,7 +46,7 @@ __all__ = [
 # ---- select
 
 
-def _select_call(x, fc1_weight, fc2_weight, k, fc1_bias=None, fc2_bias=None, pooled=None) -> Call:
+def select_call(x, fc1_weight, fc2_weight, k, fc1_bias=None, fc2_bias=None, pooled=None) -> Call:
     _checks.feature_map("x", x)
     channels = x.shape[1]
     _checks.k_channels(k, channels)
@@ -93,7 +93,7 @@ def select_channels(
     op = key and recall(key)
     if op and not _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
         return op(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-    call = _select_call(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
+    call = select_call(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     if exporting():
         return plain.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     engine = choose(_dense_call(call))
@@ -104,15 +104,14 @@ def select_channels(
         _dense(x, call),
         fc1_weight.contiguous(),
         fc2_weight.contiguous(),
-        _row_major(fc1_bias),
-        _row_major(fc2_bias),
-        _row_major(pooled),
+        row_major(fc1_bias),
+        row_major(fc2_bias),
+        row_major(pooled),
         k,
     )
     remember(key, op, (x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k), arguments)
     if _autograd.needed(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled):
-        saving = engine.ops["select_channels_saving"]
-        scores, index, *_ = _autograd.SelectChannels.apply(saving, *arguments)
+        scores, index, *_ = _autograd.SelectChannels.apply(engine.ops, *arguments)
         return scores, index
     return op(*arguments)
 
@@ -155,7 +154,7 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
         return reference.gather_channels(x, index)
     op, arguments = engine.ops["gather_channels"], (_dense(x, call), index.contiguous())
     remember(key, op, (x, index), arguments)
-    return _autograd.GatherChannels.apply(op, *arguments) if _autograd.needed(x) else op(*arguments)
+    return _autograd.GatherChannels.apply(engine.ops, *arguments) if _autograd.needed(x) else op(*arguments)
 
 
 # ---- fuse
@@ -194,17 +193,19 @@ def fuse_channels(
     if (op := key and recall(key)) and not _autograd.needed(x, z, scores):
         return op(x, z, scores, index, position)
     given = (x, z, scores, index, position)
-    z = _autocast(x, z)
+    z = cast_like(x, z)
     call = _fuse_call(x, z, scores, index, position)
     if exporting():
         return plain.fuse_channels(x, z, scores, index, position, ending="cat")
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.fuse_channels(x, z, scores, _validated(x, index, position), position)
-    arguments = (_dense(x, call), *_fuse_arguments(z, scores, index), position)
+    arguments = (_dense(x, call), *fuse_arguments(z, scores, index), position)
     op = engine.ops["fuse_channels"]
     remember(key, op, given, arguments)
-    return _autograd.FuseChannels.apply(op, *arguments) if _autograd.needed(x, z, scores) else op(*arguments)
+    return (
+        _autograd.FuseChannels.apply(engine.ops, *arguments) if _autograd.needed(x, z, scores) else op(*arguments)
+    )
 
 
 def fuse_channels_(
@@ -223,7 +224,7 @@ def fuse_channels_(
         op(x, z, scores, index, position)
         return _written(x)
     given = (x, z, scores, index, position)
-    z = _autocast(x, z)
+    z = cast_like(x, z)
     call = _fuse_call_(x, z, scores, index, position)
     grad = _autograd.needed(x, z, scores)
     if grad and is_compiling():
@@ -233,10 +234,10 @@ def fuse_channels_(
     engine = choose(call)
     if engine is None:
         return reference.fuse_channels_(x, z, scores, _validated(x, index, position), position)
-    op, arguments = engine.ops["fuse_channels_"], (x, *_fuse_arguments(z, scores, index), position)
+    op, arguments = engine.ops["fuse_channels_"], (x, *fuse_arguments(z, scores, index), position)
     remember(key, op, given, arguments)
     if grad:
-        return _autograd.FuseChannels_.apply(op, *arguments)
+        return _autograd.FuseChannels_.apply(engine.ops, *arguments)
     op(*arguments)
     return _written(x)
 
@@ -245,10 +246,10 @@ def _fuse_key(op, x, z, scores, index, position) -> tuple:
     return op, facts(x), facts(z), facts(scores), index is None or facts(index), position
 
 
-def _fuse_arguments(z: Tensor, scores: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def fuse_arguments(z: Tensor, scores: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     if layout_of(z) == OTHER:
         z = z.contiguous()
-    return z, scores.contiguous(), _row_major(index)
+    return z, scores.contiguous(), row_major(index)
 
 
 def _validated(x: Tensor, index: Tensor | None, position: str) -> Tensor | None:
@@ -296,7 +297,7 @@ def add_relu_pool(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tupl
     dense = _dense(a, call)
     op, arguments = engine.ops["add_relu_pool"], (dense, _in_layout_of(dense, b), relu)
     remember(key, op, (a, b, relu), arguments)
-    return _autograd.AddReluPool.apply(op, *arguments) if _autograd.needed(a, b) else op(*arguments)
+    return _autograd.AddReluPool.apply(engine.ops, *arguments) if _autograd.needed(a, b) else op(*arguments)
 
 
 def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tuple[Tensor, Tensor]:
@@ -321,7 +322,7 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
     op, arguments = engine.ops["add_relu_pool_"], (a, _in_layout_of(a, b), relu)
     remember(key, op, (a, b, relu), arguments)
     if grad:
-        return _autograd.AddReluPool_.apply(op, *arguments)
+        return _autograd.AddReluPool_.apply(engine.ops, *arguments)
     pooled = op(*arguments)
     return _written(a), pooled
 
@@ -391,7 +392,7 @@ def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
     if engine is None:
         return reference.mod_block(x, spec, pooled)
     op, given = engine.ops["mod_block"], (x, pooled)
-    x, pooled = _dense(x, call), _row_major(pooled)
+    x, pooled = _dense(x, call), row_major(pooled)
     remember(key, op, given, (x, pooled))
     return op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)[0]
 
@@ -411,7 +412,7 @@ def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor
     if engine is None:
         return reference.mod_block_(x, spec, pooled)
     op, given = engine.ops["mod_block_"], pooled
-    pooled = _row_major(pooled)
+    pooled = row_major(pooled)
     remember(key, op, (given,), (pooled,))
     op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
     return _written(x)
@@ -433,11 +434,11 @@ def _dense(x: Tensor, call: Call) -> Tensor:
     return x if call.layout != OTHER else x.contiguous()
 
 
-def _row_major(tensor: Tensor | None) -> Tensor | None:
+def row_major(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None else tensor.contiguous()
 
 
-def _autocast(x: Tensor, z: Tensor) -> Tensor:
+def cast_like(x: Tensor, z: Tensor) -> Tensor:
     """Under autocast the conv block's output may be narrower than x: z follows x."""
     if torch.is_autocast_enabled(x.device.type) and z.dtype != x.dtype:
         return z.to(x.dtype)
@@ -452,7 +453,7 @@ def _written(x: Tensor) -> Tensor:
 
 
 _CALLS = {
-    "select_channels": _select_call,
+    "select_channels": select_call,
     "gather_channels": _gather_call,
     "fuse_channels": _fuse_call,
     "fuse_channels_": _fuse_call_,

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _autograd, _checks, functional
+from .. import _autograd, _checks, _training, functional
 from .._layout import OTHER, layout_of
 from .._tracing import exporting
 from ..spec import MoDSpec
 from ._folding import SpecCache, runs_plainly, why_not_fusible
+from ._hooks import is_untouched
 from .conv_blocks import NarrowConvBlock
 from .selector import ChannelSelector
 
@@ -69,16 +70,54 @@ class MoDBlock(nn.Module):
             return functional.mod_block(x, spec, pooled)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (N, C={self.channels}, H, W), got shape {tuple(x.shape)}")
+        x, gathered, scores, index = self._select_gather(x, pooled)
+        z = self._convolve(gathered)
+        if self._may_overwrite(x) and not _autograd.needed(x, z, scores):
+            return functional.fuse_channels_(x, z, scores, index, self.position)
+        return functional.fuse_channels(x, z, scores, index, self.position)
+
+    def after_ending(self, out: Tensor, identity: Tensor) -> Tensor | None:
+        """``self(relu(out + identity))`` in training, both written into ``out``; None where that can't be.
+
+        For :class:`mod_kernels.nn.MoDStage`, which knows that nothing else reads out. One map is kept for the
+        backward where the ending and the block by themselves would keep two.
+        """
+        parts = (out, identity, *self.selector.parameters())
+        if torch.compiler.is_compiling() or not self._selects_plainly() or not _autograd.needed(*parts):
+            return None
+        selector = self.selector.parts()
+        engine = _training.serving(out, selector, self.k, self.position, None, _training.Pair.OPS)
+        if engine is None:
+            return None
+        pair = _training.Pair(engine, self.position)
+        x, gathered, scores, index = pair.begin(out, identity, selector, self.k)
+        return pair.end(x, self._convolve(gathered), scores, index)
+
+    def _select_gather(self, x: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x to be fused into, the gathered channels, scores and index."""
+        if (
+            self._selects_plainly()
+            and _autograd.needed(x, pooled, *self.selector.parameters())
+            and not exporting()
+        ):
+            selector, ops = self.selector.parts(), ("select_channels", "gather_channels")
+            engine = _training.serving(x, selector, self.k, self.position, pooled, ops)
+            if engine is not None:
+                return _training.select_gather(engine, x, selector, self.k, pooled)
         scores, index = self.selector(x, pooled)
-        gathered = functional.gather_channels(x, index)
+        return x, functional.gather_channels(x, index), scores, index
+
+    def _selects_plainly(self) -> bool:
+        """Whether the selector may be run in parts: it is this package's own, and nobody looks on."""
+        return type(self.selector) is ChannelSelector and is_untouched(self.selector)
+
+    def _convolve(self, gathered: Tensor) -> Tensor:
         z = self.conv_block(gathered)
         if z.shape != gathered.shape:
             raise ValueError(
                 f"conv_block must keep the shape of its input {tuple(gathered.shape)}, got {tuple(z.shape)}"
             )
-        if self._may_overwrite(x) and not _autograd.needed(x, z, scores):
-            return functional.fuse_channels_(x, z, scores, index, self.position)
-        return functional.fuse_channels(x, z, scores, index, self.position)
+        return z
 
     def spec(self) -> MoDSpec:
         """The block in eval mode as plain tensors: BN folded, detached, as the weights are now.

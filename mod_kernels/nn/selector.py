@@ -33,8 +33,12 @@ class ChannelSelector(nn.Module):
 
     def forward(self, x: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scores (N, k) and index (N, k) int64 for x (N, C, H, W); with ``pooled`` (N, C) x is not read."""
-        fc1, fc2 = self.fc1, self.fc2
-        return functional.select_channels(x, fc1.weight, fc2.weight, self.k, fc1.bias, fc2.bias, pooled)
+        fc1_weight, fc2_weight, fc1_bias, fc2_bias = self.parts()
+        return functional.select_channels(x, fc1_weight, fc2_weight, self.k, fc1_bias, fc2_bias, pooled)
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """fc1's weight, fc2's weight, and their biases."""
+        return self.fc1.weight, self.fc2.weight, self.fc1.bias, self.fc2.bias
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, k={self.k}"

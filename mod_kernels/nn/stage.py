@@ -10,6 +10,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .. import functional
 from .._tracing import exporting
+from ._hooks import is_untouched
 from .mod_block import MoDBlock
 
 
@@ -44,48 +45,43 @@ class MoDStage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if exporting() or _has_any_global_hook():
             return super().forward(x)
-        blocks, pooled = list(self), None
+        blocks, pooled, done = list(self), None, False
         for block, following in zip(blocks, [*blocks, None][1:], strict=True):
             branch = _branch_of(block) if _takes_pooled(following) else None
-            if branch is not None:
-                x, pooled = _run_and_pool(block, branch, x)
+            if done:  # with the block before
+                done = False
+            elif branch is not None:
+                x, pooled, done = _run_with(following, block, branch, x)
             else:
                 x, pooled = (block(x) if pooled is None else block(x, pooled)), None
         return x
 
 
-def _run_and_pool(block: nn.Module, branch: Callable, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """``block(x)`` and the means of its planes (None where the ending has to be torchvision's own)."""
+def _run_with(
+    following: MoDBlock, block: nn.Module, branch: Callable, x: Tensor
+) -> tuple[Tensor, Tensor | None, bool]:
+    """``block(x)``, the means of its planes for ``following``, False; or what following made of it, None, True."""
     out = branch(block, x)
     identity = x if block.downsample is None else block.downsample(x)
     if identity.dtype != out.dtype or identity.shape != out.shape:
         # Autocast may leave the two in different dtypes; the addition then rounds by PyTorch's own rules.
         out += identity
-        return F.relu(out, inplace=True), None
+        return F.relu(out, inplace=True), None, False
     # Into out, as torchvision does: it is fresh from the norm layer.
-    return functional.add_relu_pool_(out, identity)
+    y = following.after_ending(out, identity)
+    if y is not None:
+        return y, None, True
+    return *functional.add_relu_pool_(out, identity), False
 
 
 def _takes_pooled(block: nn.Module | None) -> bool:
-    return type(block) is MoDBlock and _is_untouched(block)
+    return type(block) is MoDBlock and is_untouched(block)
 
 
 def _branch_of(block: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None:
     """The branch of a standard block that may be run in parts, or None."""
     branch = _BRANCHES.get((type(block).__module__, type(block).__qualname__))
-    if branch is None or not _is_untouched(block):
+    if branch is None or not is_untouched(block):
         return None
     relu = block.relu
-    return branch if type(relu) is nn.ReLU and _is_untouched(relu) else None
-
-
-def _is_untouched(module: nn.Module) -> bool:
-    """No hooks that would be skipped or would see other arguments, and the class's own forward."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-        or module._compiled_call_impl is not None
-    )
+    return branch if type(relu) is nn.ReLU and is_untouched(relu) else None
