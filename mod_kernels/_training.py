@@ -112,7 +112,7 @@ class Overwritten:
     """What the fusion's backward hands to that of the ending before it: y as it is now, and what stood in P.
 
     Autograd lets go of the tensors a node saved once its backward has run; this holds them for one step more. Of a
-    backward that is itself to be differentiated it keeps them: there the ending's runs again, without the fusion's.
+    backward that is itself to be differentiated it keeps them: then the ending's alone runs again.
     """
 
     def __init__(self) -> None:
