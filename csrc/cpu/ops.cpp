@@ -2,140 +2,23 @@
 // work handed on. Shapes, dtypes and k have been checked in Python; an index's range is data and checked
 // here.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <iterator>
-#include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <tuple>
-#include <vector>
 
-#include "../common/check.h"
+#include "arguments.h"
 #include "block.h"
-#include "fuse.h"
-#include "outputs.h"
 #include "pool.h"
 #include "runtime.h"
-#include "tensor_dtype.h"
 
 namespace mod_kernels {
 namespace {
-
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Returned = StableIValue;  // a tensor's handle, given away
-
-Returned give(Output& tensor) { return torch::stable::detail::from(tensor.release()); }
-
-template <class T>
-const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-template <class T>
-const T* read(const OptionalTensor& t) {
-  return t ? read<T>(*t) : nullptr;
-}
-
-DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Half:
-      return DType::kHalf;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Float:
-      return DType::kFloat;
-    default:
-      require(t.scalar_type() == ScalarType::Double,
-              "a tensor must be of float16, bfloat16, float32 or float64");
-      return DType::kDouble;
-  }
-}
-
-// call<T>() for the dtype T of a feature map.
-template <class F>
-auto for_dtype(const Tensor& x, const F& call) {
-  switch (dtype_of(x)) {
-    case DType::kHalf:
-      return call.template operator()<Half>();
-    case DType::kBFloat16:
-      return call.template operator()<BFloat16>();
-    case DType::kFloat:
-      return call.template operator()<float>();
-    default:
-      return call.template operator()<double>();
-  }
-}
-
-template <class T>
-FeatureMap<T> feature_map(const Tensor& t, T* data) {
-  const int64_t* size = t.sizes().data();
-  const int64_t* stride = t.strides().data();
-  const Layout layout = layout_of(size, stride);
-  require(layout != Layout::kOther, "a feature map must be dense in NCHW or channels_last order");
-  return {data, size[0], size[1], size[2], size[3], stride[0], layout};
-}
-// Never written through: a FeatureMap has one pointer type for inputs and outputs.
-template <class T>
-FeatureMap<T> input_map(const Tensor& t) {
-  require(t.scalar_type() == scalar_type<T>, "the feature maps of a call must be of one dtype");
-  return feature_map(t, const_cast<T*>(read<T>(t)));
-}
-template <class T>
-FeatureMap<T> output_map(const Tensor& t) {
-  return feature_map(t, static_cast<T*>(t.mutable_data_ptr()));
-}
-// A fresh one: dense, in x's layout.
-template <class T>
-FeatureMap<T> output_map(const Output& t, const FeatureMap<T>& x, int64_t channels) {
-  return {static_cast<T*>(write(t)), x.n, channels, x.h, x.w, channels * x.hw(), x.layout};
-}
-
-// Values of a float type as A: where they lie if they are of A, else copied here. Few: biases, narrow
-// weights.
-template <class A>
-class Converted {
- public:
-  const A* operator()(const Tensor& t) {
-    if (t.scalar_type() == scalar_type<A>) return read<A>(t);
-    return for_dtype(t, [&]<class W>() {
-      const int64_t count = t.numel();
-      A* copy = copies_.emplace_back(std::make_unique_for_overwrite<A[]>(count)).get();
-      const W* values = read<W>(t);
-      for (int64_t i = 0; i < count; ++i) copy[i] = static_cast<A>(widen(values[i]));
-      return static_cast<const A*>(copy);
-    });
-  }
-  const A* operator()(const OptionalTensor& t) { return t ? (*this)(*t) : nullptr; }
-
- private:
-  std::vector<std::unique_ptr<A[]>> copies_;
-};
-
-Position position_of(std::string_view name) {
-  if (name == "first") return Position::kFirst;
-  if (name == "last") return Position::kLast;
-  require(name == "original", "position must be 'first', 'last' or 'original', got '", name, "'");
-  return Position::kOriginal;
-}
-
-// Before anything is written: the kernels below index with these.
-const int64_t* checked_index(const Tensor& index, int64_t channels) {
-  require(index.scalar_type() == ScalarType::Long, "index must be int64");
-  const auto* data = static_cast<const int64_t*>(index.const_data_ptr());
-  const int64_t count = index.numel();
-  for (int64_t i = 0; i < count; ++i) {
-    require(data[i] >= 0 && data[i] < channels, "index must be between 0 and C-1=", channels - 1, ", got ",
-            data[i]);
-  }
-  return data;
-}
 
 template <class T, class F>
 void for_samples(const FeatureMap<T>& x, int64_t elements, const F& work) {
@@ -158,14 +41,9 @@ BlockArguments<T> selection(const FeatureMap<T>& x, const Selector& s, Converted
   BlockArguments<T> a;
   a.x = x;
   const int64_t channels = x.c, reduced = s.fc1_weight.size(0);
-  a.fc1 = {
-      s.fc1_weight.const_data_ptr(), dtype_of(s.fc1_weight), converted(s.fc1_bias), channels, reduced, true};
-  a.fc2 = {
-      s.fc2_weight.const_data_ptr(), dtype_of(s.fc2_weight), converted(s.fc2_bias), reduced, channels, false};
-  for (DType dtype : {a.fc1.dtype, a.fc2.dtype}) {
-    require(dtype == DType::kFloat || (dtype == DType::kDouble) == std::is_same_v<A, double>,
-            "the selector's weights must be of x's dtype or float32");
-  }
+  const DType fc1 = weight_dtype<A>(s.fc1_weight), fc2 = weight_dtype<A>(s.fc2_weight);
+  a.fc1 = {s.fc1_weight.const_data_ptr(), fc1, converted(s.fc1_bias), channels, reduced, true};
+  a.fc2 = {s.fc2_weight.const_data_ptr(), fc2, converted(s.fc2_bias), reduced, channels, false};
   if (s.pooled)
     require(s.pooled->scalar_type() == scalar_type<A>, "pooled must be float32, float64 for float64");
   a.pooled_given = read<A>(s.pooled);

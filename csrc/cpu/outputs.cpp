@@ -82,7 +82,17 @@ Output Outputs<T>::matrix(int64_t rows, int64_t columns) {
 
 template <class T>
 Output Outputs<T>::empty() {
-  return make<Accumulate<T>>(std::array<int64_t, 1>{0}, std::array<int64_t, 1>{1}, false);
+  return undispatched(dtype_code<Accumulate<T>>(), std::array<int64_t, 1>{0}, std::array<int64_t, 1>{1});
+}
+
+template <class T>
+Output Outputs<T>::no_map() {
+  return undispatched(dtype_code<T>(), std::array<int64_t, 1>{0}, std::array<int64_t, 1>{1});
+}
+
+template <class T>
+Output Outputs<T>::vector(int64_t count) {
+  return make<Accumulate<T>>(std::array{count}, std::array<int64_t, 1>{1}, false);
 }
 
 template <class T>

@@ -31,10 +31,12 @@ class Outputs {
   explicit Outputs(const torch::stable::Tensor& like) : like_(like.get()) {}
 
   // Of the accumulation dtype.
-  Output empty();  // shape (0,); never the first
+  Output empty();  // shape (0,); does not count as the first
+  Output vector(int64_t count);
   Output matrix(int64_t rows, int64_t columns);
   Output indices(int64_t rows, int64_t columns);         // int64; never the first
   Output map(const FeatureMap<T>& x, int64_t channels);  // of T, in x's layout
+  Output no_map();                                       // of T, shape (0,); does not count as the first
 
  private:
   template <class E>

@@ -30,6 +30,9 @@ OPS = (
     "add_relu_pool_",
     "mod_block",
     "mod_block_",
+    "fuse_channels_backward",
+    "select_channels_backward",
+    "input_gradient",
 )
 KINDS = ("bottleneck", "basic")
 

@@ -62,3 +62,12 @@ def calls(layout, dtype, weight_dtype, shape=(2, 64, 5, 7), k=4):
     for name in ("mod_block", "mod_block_"):
         yield name, (x, *block(spec))
         yield name, (x, *block(spec, pooled))
+    yield "fuse_channels_backward", (x, z, scores, None, "last", True, True)
+    yield "fuse_channels_backward", (x, z, scores, index, "original", True, True)
+    chosen = torch.rand(n, c).argsort(1)[:, :k].contiguous()
+    hidden = torch.randn(n, spec.fc1_weight.shape[0], dtype=accumulated).relu()
+    selection = torch.randn(n, k, dtype=accumulated), scores, chosen, hidden, pooled
+    yield "select_channels_backward", (*selection, spec.fc1_weight, spec.fc2_weight, *[True] * 5)
+    yield "input_gradient", (x, pooled, z, chosen, x.relu(), z.relu(), "first")
+    yield "input_gradient", (x, pooled, z, chosen, x.relu(), z.relu(), "original")
+    yield "input_gradient", (x, None, None, None, None, None, "first")
