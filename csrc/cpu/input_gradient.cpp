@@ -24,13 +24,26 @@ inline void pass_plane(const T* dy, const T* dgathered, const T* y, Accumulate<T
     if constexpr (kMasked) v = masked<A>(v, read(y));
     return v;
   };
+  const auto whole = [&](int64_t i) { store(dx + i, value([&](const T* p) { return load(p + i); })); };
+  const auto part = [&](int64_t i, int64_t count) {
+    store_first(dx + i, value([&](const T* p) { return load_first(p + i, count); }), count);
+  };
   int64_t i = 0;
-  for (; i + kLanes<A> <= hw; i += kLanes<A>) {
-    store(dx + i, value([&](const T* p) { return load(p + i); }));
+  if constexpr (kVectorBytes == 64) {
+    // A vector that begins anywhere lies in two lines of the cache, and a store to two costs several. With a
+    // short one to begin with, the others lie in one; a part of a vector is one instruction here.
+    constexpr int64_t kBytes = kLanes<A> * sizeof(T);
+    const int64_t past = reinterpret_cast<uintptr_t>(dx) % kBytes / sizeof(T);
+    if (past) {
+      i = std::min(kLanes<A> - past, hw);
+      part(0, i);
+    }
   }
-  if (const int64_t rest = hw - i) {
-    store_first(dx + i, value([&](const T* p) { return load_first(p + i, rest); }), rest);
-  }
+#pragma GCC unroll 4
+  for (; i + kLanes<A> <= hw; i += kLanes<A>) whole(i);
+  if (i == hw) return;
+  if (kVectorBytes == 64 || hw < kLanes<A>) return part(i, hw - i);
+  whole(hw - kLanes<A>);  // some of it again: nothing here reads what it writes
 }
 
 // The same over the channels of one pixel, each with its own addend.
@@ -61,46 +74,57 @@ class Pass {
       : g(gradient),
         k(g.dgathered.data ? g.dgathered.c : g.overwritten.c),
         linked(g.dgathered.data || (g.overwritten.data && g.position == Position::kOriginal)),
+        // A map of one pixel a channel fits both layouts: its channels lie side by side.
+        by_pixels(g.dy.channels_last() || g.dy.hw() == 1),
+        threads(threads_for(g.dy.n * g.dy.sample_size())),
         add_bytes(whole_lines(g.dy.n * g.dy.c * sizeof(A))),
-        head_bytes(linked ? whole_lines(g.dy.n * g.dy.c * sizeof(int32_t)) : 0) {}
+        row_bytes(by_pixels && g.dgathered.data ? whole_lines(2 * g.dy.c * sizeof(A)) : 0),
+        head_bytes(linked ? whole_lines(g.dy.n * g.dy.c * sizeof(int32_t)) : 0),
+        next_bytes(linked ? whole_lines(g.dy.n * k * sizeof(int32_t)) : 0) {}
 
-  int64_t scratch_bytes() const {
-    return add_bytes + head_bytes + (linked ? g.dy.n * k * static_cast<int64_t>(sizeof(int32_t)) : 0);
-  }
+  int64_t scratch_bytes() const { return add_bytes + threads * row_bytes + head_bytes + next_bytes; }
 
   void run(char* scratch) {
     prepare(scratch);
-    const int64_t threads = threads_for(g.dy.n * g.dy.sample_size()), hw = g.dy.hw(), channels = g.dy.c;
-    // A map of one pixel a channel fits both layouts: its channels lie side by side.
-    if (g.dy.channels_last() || hw == 1) {
-      parallel(threads, g.dy.n * hw, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) pixel(i / hw, i % hw);
-      });
-    } else {
-      parallel(threads, g.dy.n * channels, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) plane(i / channels, i % channels);
-      });
-    }
+    // Pixels or planes of a sample.
+    const int64_t each = by_pixels ? g.dy.hw() : g.dy.c, count = g.dy.n * each;
+    parallel(threads, count, [&](int64_t begin, int64_t end) {
+      // A thread has an index only where work was shared out.
+      char* own = rows + (threads == 1 || count == 1 ? 0 : thread_index()) * row_bytes;
+      for (int64_t i = begin; i < end;) {
+        const int64_t n = i / each, first = i % each, last = std::min(each, first + end - i);
+        if (by_pixels) {
+          pixels(n, first, last, reinterpret_cast<A*>(own));
+        } else if (g.y.data) {
+          planes<true>(n, first, last);
+        } else {
+          planes<false>(n, first, last);
+        }
+        i += last - first;
+      }
+    });
   }
 
  private:
   const InputGradient<T>& g;
   const int64_t k;
-  const bool linked;
-  const int64_t add_bytes, head_bytes;
+  const bool linked, by_pixels;
+  const int64_t threads, add_bytes, row_bytes, head_bytes, next_bytes;
   A* add = nullptr;         // (N, C), what all of a plane gets
   int32_t* head = nullptr;  // (N, C): the first j with index[n, j] == c, or -1
+  char* rows = nullptr;     // two rows of addends for each thread, where pixels gather
   int32_t* next = nullptr;  // (N, k): the next j with the same channel, or -1
 
   void prepare(char* scratch) {
     const int64_t samples = g.dy.n, channels = g.dy.c, size = samples * channels;
     add = reinterpret_cast<A*>(scratch);
+    rows = scratch + add_bytes;
     const A count = static_cast<A>(g.dy.hw());
     // -0.0 leaves every number as it is; 0.0 would turn -0.0 into itself.
     for (int64_t i = 0; i < size; ++i) add[i] = g.dpooled ? g.dpooled[i] / count : A{-0.0};
     if (!linked) return;
-    head = reinterpret_cast<int32_t*>(scratch + add_bytes);
-    next = reinterpret_cast<int32_t*>(scratch + add_bytes + head_bytes);
+    head = reinterpret_cast<int32_t*>(rows + threads * row_bytes);
+    next = reinterpret_cast<int32_t*>(rows + threads * row_bytes + head_bytes);
     std::fill_n(head, size, -1);
     for (int64_t n = 0; n < samples; ++n) {
       for (int64_t j = k - 1; j >= 0; --j) {  // backwards: a channel's list is then ascending
@@ -124,66 +148,100 @@ class Pass {
     return j >= 0 && j < g.overwritten.c ? j : -1;
   }
 
-  // One element, however many gathered channels it takes.
-  T element(int64_t n, int64_t c, int64_t p, int64_t first, int64_t over) const {
-    const auto at = [&](const FeatureMap<T>& map, int64_t channel) {
-      return widen(map.sample(n)[channel * map.stride_c() + p * map.stride_p()]);
-    };
-    A v = at(g.dy, c) + add[n * g.dy.c + c];
-    if (g.dgathered.data) {
-      for (int64_t j = first; j >= 0; j = next[n * k + j]) v += at(g.dgathered, j);
-    }
-    if (g.y.data && (over >= 0 ? at(g.overwritten, over) : at(g.y, c)) <= 0) v = 0;
-    return narrow<T>(v);
-  }
-
-  void plane(int64_t n, int64_t c) const {
-    const int64_t hw = g.dy.hw(), first = first_of(n, c), over = overwritten_at(n, c);
-    const T* dy = g.dy.sample(n) + c * hw;
-    T* dx = g.dx.sample(n) + c * hw;
-    const T *dgathered = nullptr, *y = nullptr;
-    if (g.dgathered.data && first >= 0) {
-      if (next[n * k + first] >= 0) {  // a caller's own index: no selection repeats a channel
-        for (int64_t p = 0; p < hw; ++p) dx[p] = element(n, c, p, first, over);
-        return;
+  template <bool kMasked>
+  void planes(int64_t n, int64_t begin, int64_t end) const {
+    const int64_t channels = g.dy.c, hw = g.dy.hw();
+    // Locals: the compiler takes a store through dx for one that may change the members.
+    const T *dy = g.dy.sample(n), *y = kMasked ? g.y.sample(n) : nullptr;
+    T* dx = g.dx.sample(n);
+    const A* a = add + n * channels;
+    const int32_t* heads = linked ? head + n * channels : nullptr;
+    const bool gathers = g.dgathered.data != nullptr, overwrites = g.overwritten.data != nullptr;
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t at = c * hw, first = heads ? heads[c] : -1;
+      const T* output = kMasked ? y + at : nullptr;
+      if (overwrites) {
+        const int64_t over = overwritten_at(n, c);
+        if (over >= 0) output = g.overwritten.sample(n) + over * hw;
       }
-      dgathered = g.dgathered.sample(n) + first * hw;
+      if (gathers && first >= 0) {
+        gathered_plane<kMasked>(n, c, first, output);
+      } else {
+        pass_plane<T, false, kMasked>(dy + at, nullptr, output, a[c], dx + at, hw);
+      }
     }
-    if (g.y.data) y = over >= 0 ? g.overwritten.sample(n) + over * hw : g.y.sample(n) + c * hw;
-    const A a = add[n * g.dy.c + c];
-    if (dgathered) {
-      if (y) return pass_plane<T, true, true>(dy, dgathered, y, a, dx, hw);
-      return pass_plane<T, true, false>(dy, dgathered, y, a, dx, hw);
-    }
-    if (y) return pass_plane<T, false, true>(dy, dgathered, y, a, dx, hw);
-    pass_plane<T, false, false>(dy, dgathered, y, a, dx, hw);
   }
 
-  void pixel(int64_t n, int64_t p) const {
+  template <bool kMasked>
+  void gathered_plane(int64_t n, int64_t c, int64_t first, const T* output) const {
+    const int64_t hw = g.dy.hw(), at = c * hw;
+    T* dx = g.dx.sample(n) + at;
+    if (next[n * k + first] < 0) {
+      const T* dgathered = g.dgathered.sample(n) + first * hw;
+      pass_plane<T, true, kMasked>(g.dy.sample(n) + at, dgathered, output, add[n * g.dy.c + c], dx, hw);
+      return;
+    }
+    // A caller's own index: no selection repeats a channel.
+    for (int64_t p = 0; p < hw; ++p) {
+      A v = widen(g.dy.sample(n)[at + p]) + add[n * g.dy.c + c];
+      for (int64_t j = first; j >= 0; j = next[n * k + j]) v += widen(g.dgathered.sample(n)[j * hw + p]);
+      dx[p] = narrow<T>(kMasked && widen(output[p]) <= 0 ? A{0} : v);
+    }
+  }
+
+  // Pixels begin to end - 1 of a sample; rows is room for 2 C addends.
+  void pixels(int64_t n, int64_t begin, int64_t end, A* rows) const {
+    const int64_t channels = g.dy.c;
+    const A* a = add + n * channels;
+    if (!g.dgathered.data) {
+      for (int64_t p = begin; p < end; ++p) pixel(n, p, a);
+      return;
+    }
+    // The gathered channels' own addends are put into a row of addends, a pixel ahead: a vector that holds
+    // what has just been written one by one waits for it.
+    const int32_t* links = next + n * k;
+    const bool repeats = std::any_of(links, links + k, [](int32_t j) { return j >= 0; });
+    A* const row[] = {rows, rows + channels};
+    for (A* each : row) std::copy_n(a, channels, each);
+    put_gathered(n, begin, repeats, row[begin % 2]);
+    for (int64_t p = begin; p < end; ++p) {
+      if (p + 1 < end) put_gathered(n, p + 1, repeats, row[(p + 1) % 2]);
+      pixel(n, p, row[p % 2]);
+    }
+  }
+
+  void put_gathered(int64_t n, int64_t p, bool repeats, A* row) const {
+    const A* a = add + n * g.dy.c;
+    const int64_t* index = g.index + n * k;
+    const T* dgathered = g.dgathered.sample(n) + p * k;
+    if (!repeats) {
+      for (int64_t j = 0; j < k; ++j) row[index[j]] = a[index[j]] + widen(dgathered[j]);
+      return;
+    }
+    for (int64_t j = 0; j < k; ++j) row[index[j]] = a[index[j]];
+    for (int64_t j = 0; j < k; ++j) row[index[j]] += widen(dgathered[j]);
+  }
+
+  void pixel(int64_t n, int64_t p, const A* a) const {
     const int64_t channels = g.dy.c, at = p * channels;
     const T* dy = g.dy.sample(n) + at;
     T* dx = g.dx.sample(n) + at;
-    const A* a = add + n * channels;
-    if (!g.y.data) {
-      pass_pixel<T, false>(dy, nullptr, a, dx, channels);
-    } else {
-      const T* y = g.y.sample(n) + at;
-      if (g.overwritten.data && g.position != Position::kOriginal) {
-        const int64_t begin = range_begin(), end = begin + g.overwritten.c;
-        pass_pixel<T, true>(dy, y, a, dx, begin);
-        pass_pixel<T, true>(dy + begin, g.overwritten.sample(n) + p * g.overwritten.c, a + begin, dx + begin,
-                            end - begin);
-        pass_pixel<T, true>(dy + end, y + end, a + end, dx + end, channels - end);
-      } else {
-        pass_pixel<T, true>(dy, y, a, dx, channels);
-      }
+    if (!g.y.data) return pass_pixel<T, false>(dy, nullptr, a, dx, channels);
+    const T* y = g.y.sample(n) + at;
+    if (!g.overwritten.data) return pass_pixel<T, true>(dy, y, a, dx, channels);
+    const int64_t count = g.overwritten.c;
+    const T* overwritten = g.overwritten.sample(n) + p * count;
+    if (g.position != Position::kOriginal) {
+      const int64_t begin = range_begin(), end = begin + count;
+      pass_pixel<T, true>(dy, y, a, dx, begin);
+      pass_pixel<T, true>(dy + begin, overwritten, a + begin, dx + begin, count);
+      return pass_pixel<T, true>(dy + end, y + end, a + end, dx + end, channels - end);
     }
-    if (!linked) return;
-    // The few channels of index again, one by one.
+    pass_pixel<T, true>(dy, y, a, dx, channels);
     const int64_t* index = g.index + n * k;
-    for (int64_t j = 0; j < k; ++j) {
-      const int64_t c = index[j], first = head[n * channels + c];
-      if (first == j) dx[c] = element(n, c, p, first, overwritten_at(n, c));
+    for (int64_t j = k - 1; j >= 0; --j) {  // of a channel that repeats the first j counts, as in planes
+      const int64_t c = index[j];
+      dx[c] = narrow<T>(widen(overwritten[j]) <= 0 ? A{0} : widen(dy[c]) + a[c]);
     }
   }
 };
