@@ -101,7 +101,8 @@ int main(int count, char** arguments) {
                 {"linear", linear_cases},
                 {"top_k", top_k_cases},
                 {"fuse", fuse_cases},
-                {"block", block_cases}};
+                {"block", block_cases},
+                {"backward", backward_cases}};
   for (const auto& [name, run] : groups) {
     const auto start = std::chrono::steady_clock::now();
     const int64_t before = begun;
