@@ -24,6 +24,7 @@ from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
 
 NETWORKS = ("resnet18_mod", "resnet50_mod", "resnet75_mod")
+PLAIN_FORMS = ("plain", "plain-inplace", "plain-cat")
 # The outputs of two right runs of a network of some fifty float32 layers; below float32 plain selectors flip
 # between near-equal channels, so that only a gross error can be told.
 _AGREES = {torch.float32: 1e-3, torch.float16: 1e-1}
@@ -135,7 +136,7 @@ def share_of_plain(timed: dict[str, Timed], resamples: int = 2000) -> tuple[floa
     None where no plain form was timed, or it cost no more than the identity.
     """
     samples = {name: torch.tensor(one.samples, dtype=torch.float64) for name, one in timed.items()}
-    plain = [samples[name] - samples["identity"] for name in ("plain", "plain-inplace") if name in samples]
+    plain = [samples[name] - samples["identity"] for name in PLAIN_FORMS if name in samples]
     if not plain:
         return None
     ours, best = samples["fused"] - samples["identity"], min(plain, key=lambda difference: difference.median())
@@ -153,16 +154,19 @@ def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
     return "ok" if error <= _AGREES[dtype] else f"wrong: output off by {error:.1e} from the reference's"
 
 
-def build(name: str, device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The same network, same weights, four ways; BN of the standard blocks is left as it is in all of them."""
+def build(name: str, device: str, dtype: torch.dtype, training: bool = False) -> dict[str, nn.Module]:
+    """The same network, same weights, each way; BN of the standard blocks is left as it is in all of them.
+
+    For inference fused is :func:`mod_kernels.accelerate`; in training it is the network as it comes.
+    """
     from .. import models  # torchvision takes a second to import
 
     if name not in models.list_models():
         raise ValueError(f"network must be one of {', '.join(models.list_models())}, got {name!r}")
     torch.manual_seed(0)
-    base = getattr(models, name)(c=64).eval()
+    base = getattr(models, name)(c=64).train(training)
     _randomise_norms(base)
-    base = base.to(device, dtype).requires_grad_(False)
+    base = base.to(device, dtype).requires_grad_(training)
 
     def twin() -> nn.Module:
         # On the very same tensors: what is compared is small beside the standard blocks, whose time may depend on
@@ -170,11 +174,12 @@ def build(name: str, device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
         shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
         return copy.deepcopy(base, shared)
 
+    # Writing in place can't train: it overwrites what the ReLU before keeps for its backward.
+    endings = {"plain": "clone"} | ({"plain-cat": "cat"} if training else {"plain-inplace": "inplace"})
     return {
-        "plain": with_blocks(twin(), partial(_make_plain, ending="clone")),
-        "plain-inplace": with_blocks(twin(), partial(_make_plain, ending="inplace")),
+        **{name: with_blocks(twin(), partial(_make_plain, ending=ending)) for name, ending in endings.items()},
         "identity": with_blocks(twin(), lambda block: nn.Identity()),
-        "fused": accelerate(base),
+        "fused": base if training else accelerate(base),
     }
 
 

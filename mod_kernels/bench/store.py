@@ -24,7 +24,7 @@ class Row:
     threads: int | None  # None on a GPU
     device: str
     dtype: str
-    mode: str  # "eager" or "graph" (inside a CUDA graph)
+    mode: str  # "eager", "graph" (inside a CUDA graph) or "train" (forward and backward)
     cache: str  # "warm", or "cold" where the L2 is flushed before each call
     provider: str
     check: str
@@ -37,6 +37,7 @@ class Row:
     # Networks, ours: (fused - identity) / (plain - identity), and the ends of its 95% confidence interval.
     share: tuple[float, float, float] | None = None
     layout: str = "nchw"  # of x; files from before there was a choice do not say
+    peak_mib: float | None = None  # networks in training: what a step holds at its peak, see memory.py
 
     @property
     def cell(self) -> tuple:
@@ -54,6 +55,8 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     bandwidth_gbs: dict[str, float] = field(default_factory=dict)  # by thread count, "gpu" on a GPU
     notes: list[str] = field(default_factory=list)
+    # Networks in training: "network N=batch provider" -> memory over a step (memory.Timeline.points).
+    memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     interrupted: bool = False
 
 

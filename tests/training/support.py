@@ -8,24 +8,11 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from mod_kernels import MoDBlock, plain
+from mod_kernels import MoDBlock
+from mod_kernels.bench.networks import PlainBlock
 from mod_kernels.nn import MoDStage, NarrowBasicBlock, NarrowBottleneck
 
 CHANNELS, K = 64, 8
-
-
-class PlainBlock(nn.Module):
-    """A MoDBlock's parameters in the paper's own form, with nothing of this package's kernels."""
-
-    def __init__(self, block: MoDBlock, ending: str = "cat") -> None:
-        super().__init__()
-        self.block, self.ending = block, ending
-
-    def forward(self, x):
-        block, selector = self.block, self.block.selector
-        arguments = (selector.fc1.weight, selector.fc2.weight, block.k, block.conv_block)
-        biases = (selector.fc1.bias, selector.fc2.bias)
-        return plain.mod_block(x, *arguments, *biases, None, block.position, ending=self.ending)
 
 
 def make_stages(dtype=torch.float64, position="first", host=Bottleneck):
@@ -43,7 +30,7 @@ def make_stages(dtype=torch.float64, position="first", host=Bottleneck):
         nn.init.normal_(block.selector.fc1.weight, std=0.5)  # logits far apart: both sides select the same
     stage = MoDStage(*blocks).to(dtype)
     twin = copy.deepcopy(list(stage))
-    return stage, nn.Sequential(twin[0], PlainBlock(twin[1]), twin[2], PlainBlock(twin[3]))
+    return stage, nn.Sequential(twin[0], PlainBlock(twin[1], "cat"), twin[2], PlainBlock(twin[3], "cat"))
 
 
 def gradients(module, x, dy):

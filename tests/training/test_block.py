@@ -10,10 +10,11 @@ from torch import nn
 from mod_kernels import MoDBlock, use_backend
 from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels.backends.native import CPU
+from mod_kernels.bench.networks import PlainBlock
 from mod_kernels.nn import NarrowBasicBlock, NarrowBottleneck
 
 from ..support import feature_map
-from .support import CHANNELS, K, PlainBlock, gradients
+from .support import CHANNELS, K, gradients
 
 pytestmark = pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
 BACKWARD = ("select_channels_backward", "fuse_channels_backward", "input_gradient")
@@ -47,7 +48,7 @@ def called(monkeypatch):
 def test_gradients_are_the_plain_forms(dtype, position, layout, called):
     """On the CPU engine's kernels, against autograd of plain PyTorch in float64."""
     block = make_block(NarrowBasicBlock(K), dtype, position=position, bias=True)
-    plain = PlainBlock(copy.deepcopy(block).double())
+    plain = PlainBlock(copy.deepcopy(block).double(), "cat")
     x, dy = (feature_map((3, CHANNELS, 7, 5), dtype, layout) for _ in range(2))
     with use_backend("cpu"):
         y, found = gradients(block, x, dy)

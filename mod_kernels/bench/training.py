@@ -1,0 +1,125 @@
+"""Blocks in training: forward and backward of plain PyTorch and of this package, gradients of x and all weights.
+
+Every provider gets x as the output of an op before it, as in a network: a leaf could not be written into.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .. import backends
+from .._tolerances import VALUES, relative_norm
+from ..nn import MoDBlock, NarrowBasicBlock, NarrowBottleneck
+from .blocks import FLOOR, Cell, Plan, bandwidth_gbs, cells
+from .networks import PlainBlock
+from .providers import ENGINES, PLAIN
+from .rows import CellRows
+from .shapes import FORMATS, Shape
+from .store import Results, Row
+from .timing import CpuClock, Timed, measure
+
+BATCHES = (8, 32)
+# Of the gradients against float64's: errors of single ops add up over three convolutions and batch norms.
+GRADIENTS = 20
+
+
+class _Handed(torch.autograd.Function):
+    """``buffer`` as the output of an op whose input is ``leaf``; its gradient goes on as it is."""
+
+    @staticmethod
+    def forward(ctx, leaf: Tensor, buffer: Tensor) -> Tensor:
+        return buffer.view_as(buffer)
+
+    @staticmethod
+    def backward(ctx, dx: Tensor) -> tuple[Tensor, None]:
+        return dx, None
+
+
+class Step:
+    """One training step of a block: ``run`` is timed, ``refill`` restores what an in-place form overwrote."""
+
+    def __init__(self, module: nn.Module, x: Tensor, dy: Tensor) -> None:
+        self.module, self._x, self._dy, self._buffer = module, x, dy, x.clone()
+        self._leaf = torch.empty_like(x).requires_grad_()
+        self._parameters = list(module.parameters())
+
+    def refill(self) -> None:
+        self._buffer.copy_(self._x)
+
+    def run(self) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            y = self.module(_Handed.apply(self._leaf, self._buffer))
+            return torch.autograd.grad(y, [self._leaf, *self._parameters], self._dy)
+
+
+def make_block(shape: Shape, dtype: torch.dtype) -> MoDBlock:
+    """The paper's block, with a selector whose logits lie apart."""
+    torch.manual_seed(0)
+    conv_block = {"bottleneck": NarrowBottleneck, "basic": NarrowBasicBlock}[shape.kind](shape.k)
+    block = MoDBlock(shape.channels, conv_block, shape.k).to(dtype)
+    nn.init.normal_(block.selector.fc1.weight, std=(2.0 / shape.channels) ** 0.5)
+    nn.init.normal_(block.selector.fc2.weight)
+    return block.train()
+
+
+def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None]) -> None:
+    """Measure cell by cell into ``results``; only on a CPU so far.
+
+    ``on_cell`` is called before each with the cell, its number and how many there are.
+    """
+    started, threads_before = time.monotonic(), torch.get_num_threads()
+    planned = cells(plan)
+    try:
+        for number, cell in enumerate(planned):
+            if time.monotonic() - started > plan.total_s:
+                results.notes.append(f"out of time ({plan.total_s:.0f} s): {len(planned) - number} cells left out")
+                break
+            on_cell(cell, number, len(planned))
+            torch.set_num_threads(cell.threads)
+            results.bandwidth_gbs.setdefault(str(cell.threads), bandwidth_gbs(plan.device))
+            results.rows += run_cell(cell, plan)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def run_cell(cell: Cell, plan: Plan) -> list[Row]:
+    """Check and time every provider of one cell."""
+    shape, engine = cell.shape, ENGINES[plan.device]
+    block = make_block(shape, plan.dtype)
+    x, dy = (_random(shape, cell.batch, plan, seed) for seed in (1, 2))
+    modules = {name: PlainBlock(block, name.removeprefix("plain-")) for name in PLAIN} | {engine: block}
+    expected = Step(PlainBlock(copy.deepcopy(block).double(), "clone"), x.double(), dy.double()).run()
+    rows, timed = CellRows(cell, plan, training=True), []
+    with backends.use_backend(engine):
+        for name, module in modules.items():
+            step = Step(module, x, dy)
+            problem = _problem(step.run(), expected, plan.dtype)
+            if problem:
+                rows.add(name, f"wrong: {problem}")
+            else:
+                timed.append(Timed(name, step.run, step.refill))
+        timed.append(Timed(FLOOR, lambda: dy + 1.0))
+        measure(timed, CpuClock(), plan.rounds, plan.cell_s)
+    for one in timed:
+        rows.add(one.name, "none" if one.name == FLOOR else "ok", one)
+    return rows.rows
+
+
+def _random(shape: Shape, batch: int, plan: Plan, seed: int) -> Tensor:
+    size = (batch, shape.channels, shape.height, shape.width)
+    values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    return values.to(plan.dtype).contiguous(memory_format=FORMATS[plan.layout])
+
+
+def _problem(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> str:
+    """What is wrong with the gradients of x and the parameters; ``""`` if nothing is."""
+    for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+        error = relative_norm(got, wanted)
+        if not error <= GRADIENTS * VALUES[dtype]:
+            return f"gradient {number} off by {error:.1e}, {GRADIENTS * VALUES[dtype]:.1e} is allowed"
+    return ""
