@@ -36,15 +36,23 @@ class Gpu:
         return self.bandwidth_gbs / self.clock_ghz / self.multiprocessors
 
 
-# One GPU of each capability. Written down from memory, not yet checked against NVIDIA's data sheets: the estimates
-# stand on them.
+# One GPU of each capability. Looked up, but none in a data sheet of NVIDIA's itself:
+# 8.0: thundercompute.com/blog/nvidia-a100-specs-full-guide; hmc-tech.com/gpus/nvidia-a100-sxm-vs-nvidia-b200 (the
+#   multiprocessors).
+# 8.6: sysrqmts.com/gpus, A10 PCIe.
+# 8.9: pcspecchart.com/pc_parts/gpu/25; 384 bits at 21 Gb/s.
+# 9.0: glennklockwood.com/garden/processors/h100, after NVIDIA's white paper. The clock is that of vector
+#   instructions.
+# 10.0: multiprocessors, 7680 bits and 3996 MHz as a driver gives them (github.com/pytorch/ao/pull/4002); NVIDIA
+#   advertises 8000 GB/s. The clock: hmc-tech.com, as above.
+# 12.0: fpsbench.com/compare/gpu/nvidia-geforce-rtx-4090-d-vs-nvidia-geforce-rtx-5090; 512 bits at 28 Gb/s.
 GPUS = {
     80: Gpu("A100 SXM 80 GB", 108, 1.41, 2039),
     86: Gpu("A10", 72, 1.695, 600),
     89: Gpu("RTX 4090", 128, 2.52, 1008),
     90: Gpu("H100 SXM", 132, 1.98, 3350),
-    100: Gpu("B200", 148, 1.965, 8000),
-    120: Gpu("RTX 5090", 170, 2.41, 1792),
+    100: Gpu("B200", 148, 1.98, 7672),
+    120: Gpu("RTX 5090", 170, 2.407, 1792),
 }
 
 

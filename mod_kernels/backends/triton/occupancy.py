@@ -20,9 +20,9 @@ class Limits:
     shared: int
 
 
-# Warps and shared memory from memory, not yet checked against "Technical Specifications per Compute Capability" in
-# NVIDIA's CUDA C++ Programming Guide; programs and the units above as in cuda_occupancy.h of CUDA 13, which also
-# has the formula below.
+# Warps, shared memory and what of it is reserved: NVIDIA's libcudacxx/include/cuda/__device/arch_traits.h
+# (github.com/NVIDIA/cccl, efee2cf6). Programs and the units above: cuda_occupancy.h of CUDA 13, which also has the
+# formula below. The two differ in the programs of 12.0, 32 there and 24 here; it matters to programs of one warp.
 LIMITS = {
     80: Limits(64, 32, 164 * 1024),
     86: Limits(48, 16, 100 * 1024),
