@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 
 import torch
 
@@ -19,6 +20,24 @@ def feature_map(shape, dtype=torch.float32, layout="nchw", device="cpu"):
     if layout.startswith("channels_last"):
         x = x.to(memory_format=torch.channels_last)
     return x[::2] if layout.endswith("sliced") else x
+
+
+def untouched(shape, dtype, layout="nchw"):
+    """Zeros on the CPU of which only what is read or written takes memory, however many they are."""
+    mapping = mmap.mmap(
+        -1, torch.Size(shape).numel() * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )
+    flat = torch.frombuffer(mapping, dtype=dtype)
+    if layout == "nchw":
+        return flat.view(shape)
+    n, channels, h, w = shape
+    return flat.view(n, h, w, channels).permute(0, 3, 1, 2)
+
+
+def far_apart(x, stride):
+    """x with its samples so many elements apart; what lies between them takes no memory."""
+    wide = untouched(((len(x) - 1) * stride + x[0].numel(),), x.dtype)
+    return wide.as_strided(x.shape, (stride, *x.stride()[1:])).copy_(x)
 
 
 def make_spec(channels, k, kind="bottleneck", dtype=torch.float32, hidden=None, device="cpu", **fields):
