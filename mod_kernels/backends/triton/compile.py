@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the launcher's variants, and what each costs: no GPU is needed.
 
 Pointers are taken as 16-byte aligned, as every tensor of torch's allocator is. A view that starts elsewhere
-makes Triton compile a variant of its own at the launch, with narrower loads; those are not covered here.
+makes Triton compile a variant of its own at the launch, with narrower loads: ``aligned=False``, for feature maps.
 Integers are exempt from Triton's specialisation (``do_not_specialize``), so they add no variants.
 """
 
@@ -18,6 +18,8 @@ from .variants import Variant
 
 # Compute capabilities the kernels are checked for: A100, A10, L4 and RTX 4090, H100, B200, RTX 5090.
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
+# Arguments that may be views, as the kernels call them; weights and scratch are tensors of their own.
+FEATURE_MAPS = ("x_ptr", "y_ptr", "z_ptr", "a_ptr", "b_ptr")
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,22 @@ class Binary:
         return ptx.marked_argument(instruction.line, self.pointers)
 
 
-def compile_variant(variant: Variant, capability: int) -> Resources:
+def compile_variant(variant: Variant, capability: int, aligned: bool = True) -> Resources:
     """Compile one variant for one compute capability (90 for 9.0) and read what ptxas says of it.
 
-    Must not run under ``TRITON_INTERPRET=1``: kernels are Python functions there.
+    ``aligned=False``: for feature maps that start anywhere. Must not run under ``TRITON_INTERPRET=1``: kernels are
+    Python functions there.
     """
-    return _compile(variant, capability)[0]
+    return _compile(variant, capability, aligned)[0]
 
 
-def disassemble_variant(variant: Variant, capability: int) -> Binary:
+def disassemble_variant(variant: Variant, capability: int, aligned: bool = True) -> Binary:
     """Like :func:`compile_variant`, and the instructions with it."""
-    resources, cubin, pointers = _compile(variant, capability)
+    resources, cubin, pointers = _compile(variant, capability, aligned)
     return Binary(resources, sass.disassemble(cubin), pointers)
 
 
-def _compile(variant: Variant, capability: int) -> tuple[Resources, bytes, dict[int, str]]:
+def _compile(variant: Variant, capability: int, aligned: bool) -> tuple[Resources, bytes, dict[int, str]]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -67,12 +70,12 @@ def _compile(variant: Variant, capability: int) -> tuple[Resources, bytes, dict[
     constants = dict(variant.constexprs)
     types = dict(variant.signature) | dict.fromkeys(constants, "constexpr")
     signature = {name: types[name] for name in kernel.arg_names}
-    aligned = {
+    attributes = {
         (position,): [["tt.divisibility", 16]]
         for position, name in enumerate(kernel.arg_names)
-        if types[name].startswith("*")
+        if types[name].startswith("*") and (aligned or name not in FEATURE_MAPS)
     }
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {name: value for name, value in variant.arguments.items() if name not in constants}
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=options)

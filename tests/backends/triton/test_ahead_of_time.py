@@ -41,8 +41,25 @@ def test_variants_in_channels_last(shape):
             check(variant, 90)
 
 
-def check(variant, capability):
-    resources = ahead_of_time.compile_variant(variant, capability)
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES[:4:2], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+def test_variants_for_views_that_are_not_aligned(shape):
+    """Block and tail of two shapes for a few seconds' time: the tiles are chosen for aligned ones."""
+    for variant in dict.fromkeys(enumeration.variants(shape, "float16")):
+        if everywhere(variant, "float16"):
+            check(variant, 90, aligned=False)
+
+
+def test_views_that_are_not_aligned_take_narrow_loads():
+    """Of x alone: the attribute that the test above leaves out is what makes loads wide."""
+    selector = variants.Selector(("fp16",) * 5, 1024, 64, 16, 196, 16, 4)
+    for aligned, width in ((True, 16), (False, 2)):
+        binary = ahead_of_time.disassemble_variant(variants.pool_variant(selector), 90, aligned)
+        widths = {(binary.argument(one), one.width) for one in binary.instructions if one.loads}
+        assert widths == {("x_ptr", width), ("fc1_weight_ptr", 8)}
+
+
+def check(variant, capability, aligned=True):
+    resources = ahead_of_time.compile_variant(variant, capability, aligned)
     assert resources.spill_stores == resources.spill_loads == 0, (variant, resources)
     assert resources.shared <= MOST_SHARED, (variant, resources)
 
