@@ -10,12 +10,23 @@ from ...support import double
 
 def same_bits(a, b):
     """Shape, dtype and every bit (NaNs and signed zeros included)."""
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
-    )
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
+
+
+def differing_runs(run, times):
+    """Of so many more runs, how many give other bits than the first. Counted where the tensors are: the calls
+    follow each other without a wait.
+    """
+    first = [_bits(one) for one in run()]
+    count = torch.zeros((), dtype=torch.int64, device=first[0].device)
+    for _ in range(times):
+        again = [_bits(one) for one in run()]
+        count += torch.stack([torch.ne(a, b).any() for a, b in zip(first, again, strict=True)]).any()
+    return int(count)
+
+
+def _bits(x):
+    return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def check_selection(x, spec, scores, index, logits, pooled=None):
