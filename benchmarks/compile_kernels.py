@@ -1,7 +1,7 @@
-"""Fill Triton's cache, a process a core, with what the numerics check and the benchmark launch on this GPU.
+"""Fill Triton's cache, a process a core, with what numerics check, sanitizer and benchmark launch on this GPU.
 
 Triton compiles a kernel when it is first launched, one after the other, and there are hundreds of variants. Which
-they are is found by running the check with its launches left out.
+they are is found by running the first two with their launches left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from unittest import mock
 
+import sanitize  # beside this script
 import torch
 
 from mod_kernels import verify
@@ -36,13 +37,14 @@ def main() -> None:
 
 
 def variants() -> list[Variant]:
-    """What the numerics check and the benchmark launch, each once, the slowest to compile first."""
+    """What all three launch, each once, the slowest to compile first."""
     found: dict[Variant, None] = {}
     with (
         mock.patch.object(launch, "run", lambda variant, *launched: found.setdefault(variant)),
         mock.patch("mod_kernels.backends.triton._device_problem", lambda device: ""),
     ):
         verify.verify("cpu", DTYPES, ("triton",))
+        sanitize.run_all(sanitize.jobs(), "cpu")
     for shape in enumeration.PAPER_SHAPES:
         for dtype in DTYPES:
             found |= dict.fromkeys(enumeration.variants(shape, str(dtype).removeprefix("torch.")))

@@ -93,7 +93,7 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
     why_not = "" if sanitizer else "compute-sanitizer is not on the path"
     return [
         Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=120, group="build"),
-        Step("compile", [python, "benchmarks/compile_kernels.py"], limit_s=120, group="build"),
+        Step("compile", [python, "benchmarks/compile_kernels.py"], limit_s=150, group="build"),
         Step("tests", [python, "-m", "pytest", "-q", "-n", "6", *tests], limit_s=150, group="check"),
         *(
             Step(

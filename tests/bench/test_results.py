@@ -225,6 +225,28 @@ def test_the_gpu_run_leaves_at_most_eight_files(tmp_path):
     assert {"compute-sanitizer memcheck", "compute-sanitizer racecheck", "bench float16"} <= set(names)
 
 
+def test_compute_sanitizer_sees_every_kernel(monkeypatch):
+    """By what the script would launch on a GPU; of the kernels that have several forms, each."""
+    pytest.importorskip("triton")
+    from mod_kernels.backends.triton import launch
+
+    launched = []
+    monkeypatch.setattr(launch, "run", lambda variant, *arguments: launched.append(variant))
+    monkeypatch.setattr("mod_kernels.backends.triton._device_problem", lambda device: "")
+    sanitize = _script("sanitize")
+    sanitize.run_all(sanitize.jobs(), "cpu")
+    assert {variant.kernel for variant in launched} == set(launch.kernels())
+
+    def values(name):
+        return {dict(variant.constexprs)[name] for variant in launched if name in dict(variant.constexprs)}
+
+    assert values("SHARED_OUT") == {"pool", "layers", "nothing"}
+    assert values("SELECTION") == {"slots", "keys"}
+    assert values("COPY") == values("BOTTLENECK") == values("CHANNELS_LAST") == {False, True}
+    assert values("POSITION") == {"first", "last", "original"}
+    assert len(values("RUN")) > 1  # short planes as one run, and not
+
+
 def _script(name):
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
