@@ -3,9 +3,10 @@
     python3 benchmarks/gpu.py [--out FOLDER]
 
 Builds the C++ in place and compiles the kernels, runs the GPU tests, the numerics check and compute-sanitizer on a
-short list, then the benchmark (L2 flushed and warm, inside a CUDA graph and not). What is not timed runs side by
-side. Results go to FOLDER or benchmarks/results/<gpu-name>/; every
-step's outcome is in gpu.json there. A failed step makes the exit status 1; the later ones still run.
+short list, then the benchmark (L2 flushed and warm, inside a CUDA graph and not; last, for a part of the cells,
+torch.compile with max-autotune). What is not timed runs side by side. Results go to FOLDER or
+benchmarks/results/<gpu-name>/; every step's outcome is in gpu.json there. A failed step makes the exit status 1;
+the later ones still run.
 
 Without a GPU it rehearses: each step in the small form that a CPU can run, and for what it can't, why.
 """
@@ -21,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -76,13 +78,14 @@ def main() -> int:
     print(
         f"{gpu or 'no GPU: a rehearsal of each step in the form that a CPU can run'}; results in {out}", flush=True
     )
-    steps = steps_on_gpu(out, shutil.which("compute-sanitizer")) if gpu else steps_in_rehearsal(out)
-    outcomes = run_all(steps, BUDGET_S, lambda outcomes: write(out, gpu, outcomes))
+    with tempfile.TemporaryDirectory() as empty:
+        steps = steps_on_gpu(out, shutil.which("compute-sanitizer"), empty) if gpu else steps_in_rehearsal(out)
+        outcomes = run_all(steps, BUDGET_S, lambda outcomes: write(out, gpu, outcomes))
     return 1 if any(outcome.outcome in ("failed", "timed out") for outcome in outcomes) else 0
 
 
-def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
-    """What a GPU runs, in order."""
+def steps_on_gpu(out: Path, sanitizer: str | None, empty: str) -> list[Step]:
+    """What a GPU runs, in order; ``empty`` is a folder that torch.compile may keep its cache in."""
     python, module = sys.executable, [sys.executable, "-m", "mod_kernels"]
     named = ["--backend", "reference", "--backend", "triton"]
     compiled = ("test_ahead_of_time.py", "test_resources.py")  # no GPU is needed for these
@@ -90,6 +93,8 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
     verify = ["verify", "--device", "cuda", *named, "--json", str(out / "verify.json")]
     # Cached blocks hide what runs past an allocation.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    # Else a second run on the machine would find there what it says it compiled.
+    compiling = {"TORCHINDUCTOR_CACHE_DIR": empty}
     why_not = "" if sanitizer else "compute-sanitizer is not on the path"
     return [
         Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=120, group="build"),
@@ -108,9 +113,11 @@ def steps_on_gpu(out: Path, sanitizer: str | None) -> list[Step]:
         ),
         # By itself: beside the others it took three times as long.
         Step("verify", [*module, *verify], limit_s=120),
-        Step("bench float16", _bench(module, "float16", out), limit_s=190),
-        Step("bench float32", _bench(module, "float32", out), limit_s=190),
+        Step("bench float16", _bench(module, "float16", out), compiling, limit_s=190),
+        Step("bench float32", _bench(module, "float32", out), compiling, limit_s=190),
         Step("bench networks", _bench_networks(module, out), limit_s=90),
+        # Of a batch size of its own: nothing of it was compiled before. Last: it takes what time there is.
+        Step("bench max-autotune", _bench_max_autotune(module, out), compiling, limit_s=150),
     ]
 
 
@@ -118,6 +125,12 @@ def _bench(module: list[str], dtype: str, out: Path) -> list[str]:
     path = out / f"blocks-{dtype}.json"
     batches = [word for batch in (1, 8, 32, 256) for word in ("--batch", str(batch))]
     return [*module, "bench", "--quick", "--device", "cuda", "--dtype", dtype, *batches, "--json", str(path)]
+
+
+def _bench_max_autotune(module: list[str], out: Path) -> list[str]:
+    path = out / "blocks-float16-max-autotune.json"
+    options = ["--quick", "--max-autotune", "--dtype", "float16", "--batch", "16"]
+    return [*module, "bench", *options, "--device", "cuda", "--json", str(path)]
 
 
 def _bench_networks(module: list[str], out: Path) -> list[str]:
@@ -152,6 +165,7 @@ def steps_in_rehearsal(out: Path) -> list[Step]:
         Step("bench with a flushed L2", skip="no GPU"),
         Step("bench inside CUDA graphs", skip="no GPU"),
         Step("bench (cpu)", [*module, *bench]),
+        Step("bench max-autotune", skip="no GPU"),
     ]
 
 

@@ -72,6 +72,9 @@ def bench(
     ] = None,
     layout: Annotated[str | None, typer.Option(help="of x: nchw, the default, or channels_last")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable")] = None,
+    max_autotune: Annotated[
+        bool, typer.Option("--max-autotune", help="torch.compile in that mode as well; slow to compile")
+    ] = False,
     threads: Annotated[list[int] | None, typer.Option(help="CPU threads; repeatable; default 1 and all")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="default float32 on cpu, float16 on cuda")] = None,
@@ -83,7 +86,8 @@ def bench(
     from .bench.shapes import FORMATS
 
     _device(device)
-    for option, given in (("--quick", quick), ("--kind", kind), ("--layout", layout)):
+    blocks_only = (("--quick", quick), ("--kind", kind), ("--layout", layout), ("--max-autotune", max_autotune))
+    for option, given in blocks_only:
         if given and networks:
             _refuse(f"{option} is blocks only: leave out --networks or {option}")
     if network and not networks:
@@ -130,6 +134,7 @@ def bench(
                     device,
                     chosen,
                     layout or NCHW,
+                    max_autotune=max_autotune,
                 )
                 blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
         except KeyboardInterrupt:

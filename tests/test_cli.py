@@ -192,5 +192,16 @@ def test_a_narrow_terminal_does_not_cut_numbers_off(monkeypatch, columns):
     assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout
 
 
+def test_max_autotune_is_a_matter_of_blocks(monkeypatch):
+    plans = []
+    monkeypatch.setattr(blocks, "quick", lambda plan: plans.append(plan) or _tiny(plan))
+    for options in ([], ["--max-autotune"]):
+        arguments = ["bench", "--quick", "--threads", "1", "--batch", "2", *options]
+        assert runner.invoke(cli.app, arguments).exit_code == 0
+    assert [plan.max_autotune for plan in plans] == [False, True]
+    refused = runner.invoke(cli.app, ["bench", "--networks", "--max-autotune"])
+    assert refused.exit_code == 2 and "--max-autotune is blocks only" in refused.output
+
+
 def _tiny(plan):
     return blocks.Plan(shapes=(SMALL,), batches=plan.batches, threads=plan.threads, rounds=2, compile_batches=())

@@ -13,7 +13,8 @@ from .. import backends
 from .._layout import NCHW
 from . import providers
 from .check import check, exact_logits
-from .providers import FED, IN_PLACE, PLAIN, Provider, Unavailable
+from .compiled import Compiler, LeftOut, Limit
+from .providers import COMPILE, FED, IN_PLACE, MAX_AUTOTUNE, PLAIN, Provider, Unavailable
 from .shapes import BASIC, BATCHES, BOTTLENECK, Shape, make_spec, make_x
 from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
@@ -35,6 +36,8 @@ class Plan:
     cell_s: float = 10.0  # rounds end early past this
     compile_batches: tuple[int, ...] = BATCHES
     compile_s: float = float("inf")  # no new compilation once this much went into them
+    max_autotune: bool = False  # compile in that mode as well
+    autotune_s: float = float("inf")
     total_s: float = float("inf")  # no new cell past this
 
 
@@ -46,6 +49,7 @@ def quick(plan: Plan) -> Plan:
         cell_s=1.0,
         compile_batches=(1,) if plan.device == "cpu" else plan.batches,
         compile_s=35.0 if plan.device == "cpu" else 70.0,
+        autotune_s=40.0,
         total_s=85.0 if plan.device == "cpu" else 160.0,
     )
 
@@ -82,7 +86,7 @@ def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None])
 
     ``on_cell`` is called before each with the cell, its number and how many there are.
     """
-    started, compiler = time.monotonic(), _Compiler(plan)
+    started, compiler = time.monotonic(), compiler_of(plan)
     threads_before = torch.get_num_threads()
     planned = cells(plan)
     try:
@@ -100,35 +104,24 @@ def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None])
             results.rows += run_cell(cell, plan, results.bandwidth_gbs[key], compiler)
     finally:
         torch.set_num_threads(threads_before)
-        if compiler.refused:
-            cells_left = f"{len(compiler.refused)} of {len(planned)} cells"
-            results.notes.append(f"torch.compile left out of {cells_left} to save time; without --quick it is not")
+        for name, limit in compiler.limits.items():
+            if limit.cells_refused:
+                where = f"{limit.cells_refused} of {len(planned)} cells"
+                results.notes.append(f"{_NAMES[name]} left out of {where} to save time; without --quick it is not")
 
 
-class _Compiler:
-    """torch.compile of the fastest plain form, as long as the plan's time lasts; which cells went without."""
+_NAMES = {COMPILE: "torch.compile", MAX_AUTOTUNE: "torch.compile with max-autotune"}
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self.spent, self.refused = plan, 0.0, []
-        self._key, self._provider = None, None
 
-    def provider(self, checked: list[Provider], x: Tensor, cell: Cell, clock) -> Provider | None:
-        """None where there is no time; else what a cell of the same shape and batch has left, or a new one.
-
-        Raises:
-            Unavailable: no plain form is right.
-        """
-        key = (cell.shape, cell.batch, cell.threads)
-        if key != self._key:
-            if cell.batch not in self._plan.compile_batches or self.spent >= self._plan.compile_s:
-                self.refused.append(str(cell))
-                return None
-            self._key, self._provider = key, _compiled(checked, x, cell, clock)
-        return self._provider
+def compiler_of(plan: Plan) -> Compiler:
+    limits = {COMPILE: Limit(plan.compile_batches, plan.compile_s)}
+    if plan.max_autotune:
+        limits[MAX_AUTOTUNE] = Limit(plan.batches, plan.autotune_s)
+    return Compiler(limits)
 
 
 @torch.inference_mode()
-def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: _Compiler) -> list[Row]:
+def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: Compiler) -> list[Row]:
     """Check and time every provider of one cell."""
     spec = make_spec(cell.shape, plan.dtype, plan.device)
     x = make_x(cell.shape, cell.batch, spec, layout=plan.layout)
@@ -144,25 +137,30 @@ def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: _Compiler) -> l
                 rows.add(provider.name, f"wrong: {problem}")
             else:
                 to_time.append(provider)
-        start = time.monotonic()
-        try:
-            compiled = compiler.provider(to_time, x, cell, clock)
-            problem = check(compiled, x, spec, logits, ours=False) if compiled else ""
-        except Unavailable as reason:
-            compiled, problem = None, str(reason)
-        compiler.spent += time.monotonic() - start
-        if problem:
-            rows.add("compile", f"wrong: {problem}")
-        elif compiled:
-            to_time.append(compiled)
-        else:
-            rows.add("compile", "left out: time")
+        key = (cell.shape, cell.batch, cell.threads)
+        checked = list(to_time)
+        for name in compiler.limits:
+            try:
+                made = compiler.provider(
+                    name, key, x, cell.threads or 0, lambda: _fastest_plain(checked, x, clock)
+                )
+                problem = check(made, x, spec, logits, ours=False)
+            except LeftOut:
+                rows.add(name, "left out: time")
+            except Unavailable as reason:
+                rows.add(name, f"wrong: {reason}")
+            else:
+                if problem:
+                    rows.add(name, f"wrong: {problem}", compile_s=made.compile_s)
+                else:
+                    to_time.append(made)
         timed = [_timed(provider, x, cell.mode) for provider in to_time]
         floor = Provider(FLOOR, providers.floor(spec), None)
         timed.append(_timed(floor, x, cell.mode))
         measure(timed, clock, plan.rounds, plan.cell_s)
+    compile_s = {provider.name: provider.compile_s for provider in to_time}
     for one in timed:
-        rows.add(one.name, "none" if one.name == FLOOR else "ok", one)
+        rows.add(one.name, "none" if one.name == FLOOR else "ok", one, compile_s.get(one.name))
     limit_ms = cell.shape.floor_bytes(cell.batch, plan.dtype) / bandwidth / 1e6
     rows.rows.append(rows.row(LIMIT, "none", median_ms=limit_ms))
     return rows.rows
@@ -191,11 +189,11 @@ class _Rows:
             **times,
         )
 
-    def add(self, provider: str, check: str, timed: Timed | None = None) -> None:
-        times = {}
+    def add(self, provider: str, check: str, timed: Timed | None = None, compile_s: float | None = None) -> None:
+        times = {"compile_s": compile_s}
         if timed is not None:
             low, median, high = timed.quartiles()
-            times = {"median_ms": median, "q1_ms": low, "q3_ms": high}
+            times |= {"median_ms": median, "q1_ms": low, "q3_ms": high}
             times |= {"samples": len(timed.samples), "repeats": timed.repeats}
         self.rows.append(self.row(provider, check, **times))
 
@@ -211,15 +209,18 @@ def _candidates(spec, x: Tensor, engine: str, rows: _Rows) -> list[Provider]:
     return found
 
 
-def _compiled(checked: list[Provider], x: Tensor, cell: Cell, clock) -> Provider:
-    """torch.compile of the fastest out-of-place plain form that is right, found in a few rounds."""
+def _fastest_plain(checked: list[Provider], x: Tensor, clock) -> Provider:
+    """Of the out-of-place plain forms that are right, found in a few rounds.
+
+    Raises:
+        Unavailable: there is none.
+    """
     plain = [provider for provider in checked if provider.name in PLAIN and not provider.in_place]
     if not plain:
         raise Unavailable("no plain form is right")
     timed = [_timed(provider, x, "eager") for provider in plain]
     measure(timed, clock, rounds=3)
-    best = min(zip(timed, plain, strict=True), key=lambda pair: pair[0].quartiles()[1])[1]
-    return providers.compiled_provider(best, cell.threads or 0)
+    return min(zip(timed, plain, strict=True), key=lambda pair: pair[0].quartiles()[1])[1]
 
 
 def _timed(provider: Provider, x: Tensor, mode: str) -> Timed:

@@ -21,6 +21,10 @@ from .._library import accumulation_dtype
 from ..spec import MoDSpec
 
 PLAIN = ("plain-clone", "plain-cat", "plain-inplace")
+COMPILE, MAX_AUTOTUNE = "compile", "compile-max-autotune"
+# torch.compile's modes. "max-autotune" itself would run in CUDA graphs of its own, which copy x at each call and
+# can't be captured in another graph; so the tuned kernels are timed bare and in our graphs, like all others.
+COMPILED = {COMPILE: "default", MAX_AUTOTUNE: "max-autotune-no-cudagraphs"}
 # The engine of ours that is measured on a device, and what is added to its name.
 ENGINES = {"cpu": "cpu", "cuda": "triton"}
 IN_PLACE, FED = "-inplace", "-inplace-fed"
@@ -38,6 +42,7 @@ class Provider:
     run: Callable[[Tensor], object]
     checked: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     in_place: bool = False
+    compile_s: float | None = None  # of the first call, where that compiles
 
 
 def conv_block(x: Tensor, spec: MoDSpec) -> Tensor:
@@ -62,12 +67,18 @@ def plain_provider(ending: str, spec: MoDSpec) -> Provider:
     return Provider(f"plain-{ending}", run, run, ending == "inplace")
 
 
-def compiled_provider(best: Provider, threads: int) -> Provider:
-    """torch.compile of a plain form. Inductor's C++ is made for a number of threads: one build for each."""
-    torch._dynamo.reset()  # every cell is a new shape: no recompile limit, no dynamic shapes
-    options = {"cpp.threads": threads} if threads else {}
+def compiled_provider(best: Provider, threads: int, name: str = COMPILE) -> Provider:
+    """torch.compile of a plain form; ``name`` is a key of COMPILED.
+
+    Inductor's C++ is made for a number of threads: one build for each.
+    """
+    from torch._inductor import list_mode_options
+
+    options = list_mode_options(COMPILED[name])  # a mode and options at once are refused
+    if threads:
+        options = options | {"cpp.threads": threads}
     run = torch.compile(best.run, fullgraph=True, dynamic=False, options=options)
-    return Provider("compile", run, run)
+    return Provider(name, run, run)
 
 
 def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor, fed: bool = False) -> Provider:

@@ -38,6 +38,7 @@ class Row:
     share: tuple[float, float, float] | None = None
     layout: str = "nchw"  # of x; files from before there was a choice do not say
     peak_mib: float | None = None  # networks in training: what a step holds at its peak, see memory.py
+    compile_s: float | None = None  # torch.compile: seconds of the first call, the same in all cells that share it
 
     @property
     def cell(self) -> tuple:

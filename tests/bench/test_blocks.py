@@ -1,6 +1,7 @@
 """The block benchmark: nothing wrong gets a time, what is timed is what was checked, results survive a file."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_a_wrong_provider_gets_no_time_and_the_others_do(monkeypatch):
 
 
 def _run_cell():
-    return blocks.run_cell(CELL, PLAN, 10.0, blocks._Compiler(PLAN))
+    return blocks.run_cell(CELL, PLAN, 10.0, blocks.compiler_of(PLAN))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -168,7 +169,7 @@ def test_every_provider_is_right_in_every_dtype_and_layout(monkeypatch, shape, d
 
     monkeypatch.setattr(blocks, "_timed", noted)
     plan = dataclasses.replace(PLAN, dtype=dtype, layout=layout)
-    rows = blocks.run_cell(blocks.Cell(shape, 2, 1), plan, 10.0, blocks._Compiler(plan))
+    rows = blocks.run_cell(blocks.Cell(shape, 2, 1), plan, 10.0, blocks.compiler_of(plan))
     assert {(row.layout, row.dtype) for row in rows} == {(layout, str(dtype).removeprefix("torch."))}
     checks = {row.provider: row.check for row in rows}
     names = {"plain-clone", "plain-cat", "plain-inplace"}
@@ -205,16 +206,99 @@ def test_an_engine_that_is_not_there_is_left_out_with_its_reason(monkeypatch):
 def test_the_fastest_plain_form_is_compiled_and_checked(monkeypatch):
     compiled = []
 
-    def compiled_provider(best, threads):
+    def compiled_provider(best, threads, name):
         compiled.append(best.name)
-        return Provider("compile", best.run, best.run)
+        return Provider(name, best.run, best.run)
 
     monkeypatch.setattr(providers, "compiled_provider", compiled_provider)
     plan = dataclasses.replace(PLAN, compile_batches=(2,))
-    rows = {row.provider: row for row in blocks.run_cell(CELL, plan, 10.0, blocks._Compiler(plan))}
+    rows = {row.provider: row for row in blocks.run_cell(CELL, plan, 10.0, blocks.compiler_of(plan))}
     assert compiled in (["plain-clone"], ["plain-cat"])
     assert rows["compile"].check == "ok"
     assert rows["compile"].median_ms > 0
+
+
+def compiling(monkeypatch, fail=()):
+    """The names compiled from now on; each takes 0.05 s at its first call, or raises."""
+    compiled = []
+
+    def compiled_provider(best, threads, name):
+        compiled.append(name)
+        calls = iter(range(10**9))
+
+        def run(x):
+            if name in fail:
+                raise RuntimeError("no kernel\nmore")
+            if next(calls) == 0:
+                time.sleep(0.05)
+            return best.run(x)
+
+        return Provider(name, run, run)
+
+    monkeypatch.setattr(providers, "compiled_provider", compiled_provider)
+    return compiled
+
+
+AUTOTUNE = dataclasses.replace(PLAN, compile_batches=(2,), max_autotune=True)
+
+
+def compiled_rows(results):
+    return {name: [row for row in results.rows if row.provider == name] for name in providers.COMPILED}
+
+
+def test_what_was_compiled_serves_every_cell_of_a_shape_and_keeps_its_time(monkeypatch):
+    compiled, results = compiling(monkeypatch), store.Results({}, "")
+    monkeypatch.setattr(blocks, "cells", lambda plan: [CELL, CELL, blocks.Cell(SHAPE, 3, 1)])
+    plan = dataclasses.replace(AUTOTUNE, batches=(2, 3))
+    blocks.run(plan, results, lambda *_: None)
+    assert compiled == ["compile", "compile-max-autotune", "compile-max-autotune"]
+    plain, tuned = compiled_rows(results).values()
+    assert [row.check for row in plain] == ["ok", "ok", "left out: time"]
+    assert [row.check for row in tuned] == ["ok"] * 3
+    for rows in (plain[:2], tuned[:2]):
+        assert rows[0].compile_s == rows[1].compile_s >= 0.05
+        assert all(0 < row.median_ms < 50 for row in rows)
+    assert plain[2].compile_s is None and tuned[2].compile_s != tuned[0].compile_s
+    assert {row.compile_s for row in results.rows if row.provider not in providers.COMPILED} == {None}
+    assert results.notes == ["torch.compile left out of 1 of 3 cells to save time; without --quick it is not"]
+
+
+def test_max_autotune_ends_with_its_own_time(monkeypatch):
+    compiled, results = compiling(monkeypatch), store.Results({}, "")
+    plan = dataclasses.replace(AUTOTUNE, batches=(2, 3), compile_batches=(2, 3), autotune_s=0.01)
+    blocks.run(plan, results, lambda *_: None)
+    assert compiled == ["compile", "compile-max-autotune", "compile"]
+    assert [row.check for row in compiled_rows(results)["compile-max-autotune"]] == ["ok", "left out: time"]
+    note = "torch.compile with max-autotune left out of 1 of 2 cells to save time; without --quick it is not"
+    assert results.notes == [note]
+
+
+def test_what_does_not_compile_is_said_and_not_tried_again(monkeypatch):
+    compiled, results = compiling(monkeypatch, fail=("compile-max-autotune",)), store.Results({}, "")
+    monkeypatch.setattr(blocks, "cells", lambda plan: [CELL, CELL])
+    blocks.run(AUTOTUNE, results, lambda *_: None)
+    assert compiled == ["compile", "compile-max-autotune"]
+    plain, failed = compiled_rows(results).values()
+    assert [row.check for row in plain] == ["ok", "ok"]
+    assert [row.check for row in failed] == ["wrong: raised: no kernel"] * 2
+    assert failed[0].median_ms is failed[0].compile_s is None
+
+
+def test_max_autotune_is_compiled_when_asked_for(monkeypatch):
+    compiled, results = compiling(monkeypatch), store.Results({}, "")
+    blocks.run(dataclasses.replace(AUTOTUNE, max_autotune=False), results, lambda *_: None)
+    assert compiled == ["compile"] and not compiled_rows(results)["compile-max-autotune"]
+
+
+@pytest.mark.parametrize("name", providers.COMPILED)
+def test_modes_of_torch_compile(name, block, monkeypatch):
+    """Never CUDA graphs of its own: a cell's graph could not be captured around them."""
+    seen = {}
+    monkeypatch.setattr(torch, "compile", lambda run, **given: seen.update(given) or run)
+    providers.compiled_provider(providers.plain_provider("cat", block[0]), 2, name)
+    options = seen["options"]
+    assert options["cpp.threads"] == 2 and not options.get("triton.cudagraphs")
+    assert bool(options.get("max_autotune")) == (name == providers.MAX_AUTOTUNE)
 
 
 def test_torch_compile_of_a_plain_form_is_right(block):

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
+from mod_kernels import cli
 from mod_kernels.bench import machine, store, table
 from mod_kernels.bench.store import Results, Row
 from mod_kernels.bench.timing import MAX_REPEATS, CpuClock, Timed, measure
@@ -50,6 +52,41 @@ def test_a_file_from_before_layouts_is_of_nchw(results, tmp_path):
     assert store.load(path) == results
 
 
+def test_a_file_from_before_compile_times_has_none(results, tmp_path):
+    path = tmp_path / "blocks.json"
+    store.save(results, path)
+    data = json.loads(path.read_text())
+    for row in data["rows"]:
+        assert row.pop("compile_s") is None
+    path.write_text(json.dumps(data))
+    assert store.load(path) == results
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((BENCHMARKS / "results").glob("*/block*.json")),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_the_committed_files_are_read_and_shown(path):
+    committed = store.load(path)
+    said = [set(one) for one in json.loads(path.read_text())["rows"]]
+    assert all(
+        one.compile_s is None for one, keys in zip(committed.rows, said, strict=True) if "compile_s" not in keys
+    )
+    text = shown(committed, width=140)
+    assert committed.rows and all(one.name in text for one in committed.rows)
+
+
+def test_the_table_shows_what_compiling_took(results):
+    results.rows[-1] = row("compile", 1.2, compile_s=6.04)
+    results.rows.append(row("compile-max-autotune", 0.8, compile_s=41.26))
+    lines = [line for line in shown(results).splitlines() if "│" in line]
+    first = next(number for number, line in enumerate(lines) if "256x56x56" in line)
+    times, seconds = ([cell.strip() for cell in line.split("│")] for line in lines[first : first + 2])
+    assert times[5:7] == ["1.2", "0.8"] and seconds[5:7] == ["6.04 s", "41.3 s"]
+    assert times[-3:] == ["4.00", "0.80", "0.50"]  # ours against the fastest of plain and compiled
+
+
 def test_layouts_are_tables_of_their_own(results):
     last = [dataclasses.replace(row, layout="channels_last", median_ms=9.0) for row in results.rows[:1]]
     last += [row("cpu-inplace", 3.0, layout="channels_last"), row("cpu-inplace-fed", 2.0, layout="channels_last")]
@@ -87,6 +124,14 @@ def test_a_full_table_fits_the_narrowest_console_it_is_given(results):
     results.rows = [row(name, 0.01234, name="1024x14x14", batch=256) for name in [*names, "floor", "limit"]]
     text = shown(results, width=140)
     assert text.count("0.0123") == 9
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    tuned = row("compile-max-autotune", 0.01234, name="1024x14x14", batch=256, compile_s=103.4)
+    results.rows = [
+        dataclasses.replace(one, compile_s=12.34) if one.provider == "compile" else one for one in results.rows
+    ]
+    results.rows.insert(4, tuned)
+    text = shown(results, width=140)
+    assert text.count("0.0123") == 10 and "103 s" in text and "12.3 s" in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
 
 
@@ -215,14 +260,29 @@ def test_no_step_starts_once_the_time_is_used_up():
 
 def test_the_gpu_run_leaves_at_most_eight_files(tmp_path):
     gpu = _script("gpu")
-    steps = gpu.steps_on_gpu(tmp_path, "compute-sanitizer")
+    steps = gpu.steps_on_gpu(tmp_path, "compute-sanitizer", "empty")
     written = [argument for step in steps for argument in step.command if argument.endswith(".json")]
     assert len(set(written)) == len(written)
     assert len(written) + 1 <= 8
     names = [step.name for step in steps]
     assert names[:3] == ["build", "compile", "tests"] and "verify" in names
-    assert not any(step.group for step in steps if step.name.startswith("bench"))  # timed: alone
+    bench = {step.name: step for step in steps if step.name.startswith("bench")}
+    assert not any(step.group for step in bench.values())  # timed: alone
+    assert names[-1] == "bench max-autotune"  # what takes as long as it may comes after all else
+    compiled = [step for name, step in bench.items() if name != "bench networks"]
+    assert {step.environment["TORCHINDUCTOR_CACHE_DIR"] for step in compiled} == {"empty"}
     assert {"compute-sanitizer memcheck", "compute-sanitizer racecheck", "bench float16"} <= set(names)
+
+
+def test_the_gpu_run_calls_the_command_line_as_it_is(tmp_path):
+    """Its options are parsed here: what is misspelt would show on a GPU only."""
+    commands = typer.main.get_command(cli.app).commands
+    steps = _script("gpu").steps_on_gpu(tmp_path, "compute-sanitizer", "empty")
+    called = [step.command[3:] for step in steps if step.command[1:3] == ["-m", "mod_kernels"]]
+    assert [name for name, *_ in called] == ["verify", "bench", "bench", "bench", "bench"]
+    parsed = [commands[name].make_context(name, arguments).params for name, *arguments in called]
+    assert {one["device"] for one in parsed} == {"cuda"}
+    assert [bool(one.get("max_autotune")) for one in parsed] == [False] * 4 + [True]
 
 
 def test_compute_sanitizer_sees_every_kernel(monkeypatch):
