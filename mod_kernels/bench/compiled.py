@@ -67,6 +67,7 @@ class Compiler:
             if self._best is None:
                 self._best = fastest()
                 torch._dynamo.reset()  # every key is a new shape: no recompile limit, no dynamic shapes
+            providers.start_compiler(x.device.type)
             provider = providers.compiled_provider(self._best, threads, name)
             start = time.monotonic()
             provider.run(x)

@@ -7,6 +7,7 @@ also returns what it selected: that is what it is checked with.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -79,6 +80,12 @@ def compiled_provider(best: Provider, threads: int, name: str = COMPILE) -> Prov
         options = options | {"cpp.threads": threads}
     run = torch.compile(best.run, fullgraph=True, dynamic=False, options=options)
     return Provider(name, run, run)
+
+
+@functools.cache
+def start_compiler(device: str) -> None:
+    """Have torch.compile load and start what it needs once in a process: not a block's to answer for."""
+    torch.compile(lambda x: x + 1)(torch.zeros(64, device=device))
 
 
 def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor, fed: bool = False) -> Provider:

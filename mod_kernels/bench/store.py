@@ -38,7 +38,8 @@ class Row:
     share: tuple[float, float, float] | None = None
     layout: str = "nchw"  # of x; files from before there was a choice do not say
     peak_mib: float | None = None  # networks in training: what a step holds at its peak, see memory.py
-    compile_s: float | None = None  # torch.compile: seconds of the first call, the same in all cells that share it
+    # torch.compile: seconds of the first call, without starting the compiler; the same in all cells that share it.
+    compile_s: float | None = None
 
     @property
     def cell(self) -> tuple:

@@ -211,6 +211,7 @@ def test_the_fastest_plain_form_is_compiled_and_checked(monkeypatch):
         return Provider(name, best.run, best.run)
 
     monkeypatch.setattr(providers, "compiled_provider", compiled_provider)
+    monkeypatch.setattr(providers, "start_compiler", lambda device: None)
     plan = dataclasses.replace(PLAN, compile_batches=(2,))
     rows = {row.provider: row for row in blocks.run_cell(CELL, plan, 10.0, blocks.compiler_of(plan))}
     assert compiled in (["plain-clone"], ["plain-cat"])
@@ -236,6 +237,7 @@ def compiling(monkeypatch, fail=()):
         return Provider(name, run, run)
 
     monkeypatch.setattr(providers, "compiled_provider", compiled_provider)
+    monkeypatch.setattr(providers, "start_compiler", lambda device: None)
     return compiled
 
 
