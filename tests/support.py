@@ -9,6 +9,7 @@ import torch
 
 from mod_kernels import MoDSpec
 
+_MAP_NORESERVE = 0x4000  # Linux; in Python's mmap from 3.13 on
 LAYOUTS = ("nchw", "channels_last", "nchw_sliced", "channels_last_sliced")
 
 
@@ -35,9 +36,12 @@ def untouched(shape, dtype, layout="nchw"):
 
 
 def far_apart(x, stride):
-    """x with its samples so many elements apart; what lies between them takes no memory."""
-    wide = untouched(((len(x) - 1) * stride + x[0].numel(),), x.dtype)
-    return wide.as_strided(x.shape, (stride, *x.stride()[1:])).copy_(x)
+    """x with its samples so many elements apart; what lies between them takes no memory.
+
+    Nor do the 2^31 elements before them, to which an offset that wraps around would lead.
+    """
+    wide = untouched((2**31 + (len(x) - 1) * stride + x[0].numel(),), x.dtype)
+    return wide.as_strided(x.shape, (stride, *x.stride()[1:]), 2**31).copy_(x)
 
 
 def make_spec(channels, k, kind="bottleneck", dtype=torch.float32, hidden=None, device="cpu", **fields):
