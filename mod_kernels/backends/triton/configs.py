@@ -110,13 +110,17 @@ class TailConfig:
 
 @dataclass(frozen=True)
 class PlaneConfig:
-    """``block_channels`` x ``block_hw`` pixels a program, in one pass; ``chunks`` and ``tiles`` of them."""
+    """``block_channels`` x ``block_hw`` pixels a program, in one pass; ``chunks`` and ``tiles`` of them.
+
+    With ``flat`` the channels of a sample count as one, whose pixels are all of their values in a row.
+    """
 
     block_channels: int
     chunks: int
     block_hw: int
     tiles: int
     num_warps: int
+    flat: bool = False
 
 
 def power_of_two(value: int) -> int:
@@ -220,7 +224,27 @@ def gather_config(k: int, hw: int, channels_last: bool) -> PlaneConfig:
     return plane_config(k, hw, PLANE_K if channels_last else 1, channels_last)
 
 
-def fuse_config(channels: int, k: int, hw: int, position: str, channels_last: bool, in_place: bool) -> PlaneConfig:
+def fuse_is_flat(x: str, hw_align: int, position: str, channels_last: bool, z_channels_last: bool) -> bool:
+    """Whether fuse takes a sample's values in a row, whatever channel they are of.
+
+    In NCHW, where planes do not begin at multiples of 16 bytes but samples may: those of 7x7, and of 14x14 in half
+    precision. Elsewhere tiles load 16 bytes too and work out no channel for each value. Channels of "original"
+    lie anywhere.
+    """
+    in_rows = position != "original" and not channels_last and not z_channels_last
+    return in_rows and hw_align * SCALAR_BYTES[x] < WIDEST_LOAD
+
+
+@functools.lru_cache
+def fuse_config(
+    x: str, channels: int, k: int, hw: int, hw_align: int, position: str, channels_last: bool,
+    z_channels_last: bool, in_place: bool,
+) -> PlaneConfig:  # fmt: skip
+    if fuse_is_flat(x, hw_align, position, channels_last, z_channels_last):
+        # As many values a program as a tile has.
+        values, most = (k * hw, MAX_BLOCK_HW) if in_place else (channels * hw, 2 * MAX_BLOCK_HW)
+        block = min(power_of_two(values), most)
+        return PlaneConfig(1, 1, block, -(-values // block), 4 if block > 512 else 1, flat=True)
     if not in_place:
         return plane_config(channels, hw, PLANE_CHANNELS if channels_last else MAX_BLOCK_HW, channels_last)
     # "original" compares a program's channels with all k, and they lie anywhere: one at a time.

@@ -94,7 +94,7 @@ def plane_variants(
     sizes = (x, shape.channels, shape.k, shape.hw)
     yield gather_variant(*sizes, align_of(stride), hw_align, channels_last)
     for in_place in (False, True):
-        align = align_of(stride, shape.k * shape.hw)
+        aligns = align_of(stride), align_of(shape.k * shape.hw), hw_align
         # z of one channel fits both layouts, and counts as NCHW.
         z_channels_last = channels_last and shape.k > 1
-        yield fuse_variant(*sizes, align, hw_align, position, channels_last, z_channels_last, in_place)
+        yield fuse_variant(*sizes, *aligns, position, channels_last, z_channels_last, in_place)

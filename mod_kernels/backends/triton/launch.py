@@ -43,6 +43,7 @@ def kernels() -> dict[str, object]:
         "gather_channels_fwd_kernel": gather.gather_channels_fwd_kernel,
         "fuse_channels_fwd_kernel": fuse.fuse_channels_fwd_kernel,
         "fuse_channels_inplace_fwd_kernel": fuse.fuse_channels_inplace_fwd_kernel,
+        "fuse_channels_flat_fwd_kernel": fuse.fuse_channels_flat_fwd_kernel,
     }
 
 
@@ -274,19 +275,21 @@ def _fuse(x, z, scores, index, position, y):
     if x.numel() == 0:
         return
     hw, stride, stride_z = h * w, _sample_stride(x), _sample_stride(z)
-    align, hw_align = align_of(stride, stride_z), align_of(hw)
+    align, z_align, hw_align = map(align_of, (stride, stride_z, hw))
     in_place = y is None
     channels_last, z_channels_last = (layout_of(tensor) == CHANNELS_LAST for tensor in (x, z))
-    variant = _fuse_variant(
-        _TYPE_NAMES[x.dtype], channels, k, hw, align, hw_align, position, channels_last, z_channels_last, in_place
-    )
-    config = configs.fuse_config(channels, k, hw, position, channels_last, in_place)
-    # Read for position "original" alone; else scores stands in, as the signature says.
-    index = index if position == "original" else scores
-    pointers = (x, z, scores, index) if in_place else (x, z, scores, index, y)
+    x_type, form = _TYPE_NAMES[x.dtype], (position, channels_last, z_channels_last, in_place)
+    variant = _fuse_variant(x_type, channels, k, hw, align, z_align, hw_align, *form)
+    config = configs.fuse_config(x_type, channels, k, hw, hw_align, *form)
+    if config.flat:
+        pointers = (x, z, scores, x if in_place else y)
+    else:
+        # Read for position "original" alone; else scores stands in, as the signature says.
+        index = index if position == "original" else scores
+        pointers = (x, z, scores, index) if in_place else (x, z, scores, index, y)
     programs = n * config.chunks * config.tiles
     with _on_device_of(x):
-        run(variant, programs, *pointers, stride // align, stride_z // align, hw // hw_align, config.tiles)
+        run(variant, programs, *pointers, stride // align, stride_z // z_align, hw // hw_align, config.tiles)
 
 
 def fuse_channels(x, z, scores, index, position):

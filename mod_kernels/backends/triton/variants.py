@@ -264,7 +264,7 @@ def linear_programs(variant: Variant, samples: int) -> int:
     return -(-samples // constants["BLOCK_N"]) * -(-constants["OUTPUTS"] // constants["BLOCK_OUT"])
 
 
-# align: of the samples' strides; hw_align: of H*W.
+# align: of the samples' strides (z_align: of z's); hw_align: of H*W.
 
 
 def gather_variant(
@@ -282,19 +282,25 @@ def gather_variant(
 
 
 def fuse_variant(
-    x: str, channels: int, k: int, hw: int, align: int, hw_align: int, position: str, channels_last: bool,
-    z_channels_last: bool, in_place: bool,
+    x: str, channels: int, k: int, hw: int, align: int, z_align: int, hw_align: int, position: str,
+    channels_last: bool, z_channels_last: bool, in_place: bool,
 ) -> Variant:  # fmt: skip
     """The fuse's, out of place or in place, for x's type."""
-    config = configs.fuse_config(channels, k, hw, position, channels_last, in_place)
+    config = configs.fuse_config(x, channels, k, hw, hw_align, position, channels_last, z_channels_last, in_place)
     scores = accumulator(x)
-    # Only "original" reads an index; for the others scores stands in.
-    index = "i64" if position == "original" else scores
-    pointers = {"x_ptr": x, "z_ptr": x, "scores_ptr": scores, "index_ptr": index}
+    pointers = {"x_ptr": x, "z_ptr": x, "scores_ptr": scores}
     scalars = {"stride_xn": "i64", "stride_zn": "i64", "hw_units": "i32", "tiles": "i32"}
     constants = {
-        "C": channels, "K": k, "ALIGN": align, "HW_ALIGN": hw_align, "BLOCK_HW": config.block_hw,
-        "POSITION": position, "CHANNELS_LAST": channels_last, "Z_CHANNELS_LAST": z_channels_last,
+        "C": channels, "K": k, "ALIGN": align, "Z_ALIGN": z_align, "HW_ALIGN": hw_align, "POSITION": position,
+    }  # fmt: skip
+    if config.flat:
+        pointers |= {"y_ptr": x}
+        constants |= {"BLOCK": config.block_hw, "IN_PLACE": in_place}
+        return _variant("fuse_channels_flat_fwd_kernel", pointers, scalars, constants, config.num_warps)
+    # Only "original" reads an index; for the others scores stands in.
+    pointers |= {"index_ptr": "i64" if position == "original" else scores}
+    constants |= {
+        "BLOCK_HW": config.block_hw, "CHANNELS_LAST": channels_last, "Z_CHANNELS_LAST": z_channels_last,
     }  # fmt: skip
     if in_place:
         constants |= {"K_PAD": power_of_two(k), "BLOCK_K": config.block_channels}

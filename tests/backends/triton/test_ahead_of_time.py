@@ -74,6 +74,20 @@ def test_plane_variants(shape, dtype, channels_last):
         check(variant, 90)
 
 
+@pytest.mark.parametrize(
+    "capability,shape,dtype,position,channels_last",
+    [
+        (86, enumeration.PAPER_SHAPES[7], "float16", "first", False),
+        (89, enumeration.PAPER_SHAPES[7], "bfloat16", "last", False),
+    ],
+)
+def test_fuse_where_it_did_spill(capability, shape, dtype, position, channels_last):
+    """A tile of 32 channels x 64 pixels for planes of 49."""
+    for variant in enumeration.plane_variants(shape, dtype, position, channels_last):
+        if "fuse" in variant.kernel:
+            check(variant, capability)
+
+
 def test_spills_would_be_seen():
     """A tile far too large for its threads: the numbers above are read, not assumed."""
     selector = variants.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16, 16)

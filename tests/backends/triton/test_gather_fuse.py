@@ -7,7 +7,7 @@ from mod_kernels import reference
 from mod_kernels._layout import memory_format_of
 from mod_kernels._library import accumulation_dtype
 from mod_kernels._tolerances import VALUES, relative_norm
-from mod_kernels.backends.triton import TRITON
+from mod_kernels.backends.triton import TRITON, launch
 
 from ...support import feature_map
 from .checks import same_bits
@@ -24,6 +24,18 @@ SHAPES = [
 ]
 X_LAYOUTS = ["nchw_sliced", "channels_last", "channels_last_sliced"]
 POSITIONS = ("first", "last", "original")
+# Planes that do not begin at multiples of 16 bytes, which fuse takes flat: H*W of 49, 196, 35, 1 and 5625. P is
+# smaller than a program's values or larger, and begins and ends inside of them.
+FLAT = [
+    ((2, 100, 7, 7), 45, torch.float16),
+    ((2, 2053, 7, 7), 32, torch.float16),
+    ((3, 21, 14, 14), 1, torch.bfloat16),
+    ((2, 30, 14, 14), 30, torch.float16),
+    ((2, 70, 5, 7), 9, torch.float32),
+    ((3, 2100, 1, 1), 1100, torch.float64),
+    ((1, 40, 7, 7), 40, torch.float64),
+    ((2, 3, 75, 75), 1, torch.float32),
+]
 
 
 def random_index(samples, channels, k, device):
@@ -52,6 +64,25 @@ def test_gather(shape, k, layout, dtype, device):
 def test_fuse(shape, k, x_layout, z_layout, position, in_place, device):
     dtypes = {64: torch.float16, 150: torch.float16, 10: torch.bfloat16, 36: torch.float64}
     dtype = dtypes.get(shape[1], torch.float32)
+    check_fuse(shape, k, dtype, x_layout, z_layout, position, in_place, device)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("position", ["first", "last"])
+@pytest.mark.parametrize("z_layout", ["nchw", "nchw_sliced"])
+@pytest.mark.parametrize("x_layout", ["nchw", "nchw_sliced"])
+@pytest.mark.parametrize("shape,k,dtype", FLAT)
+def test_flat_fuse(shape, k, dtype, x_layout, z_layout, position, in_place, device, monkeypatch):
+    run, kernels = launch.run, []
+    monkeypatch.setattr(
+        launch, "run", lambda variant, *rest: (kernels.append(variant.kernel), run(variant, *rest))
+    )
+    check_fuse(shape, k, dtype, x_layout, z_layout, position, in_place, device)
+    assert kernels == ["fuse_channels_flat_fwd_kernel"]
+
+
+def check_fuse(shape, k, dtype, x_layout, z_layout, position, in_place, device):
+    """Against float64; channels outside P, x out of place, and samples that a view leaves out, bit for bit."""
     n, channels, h, w = shape
     sliced = x_layout.endswith("sliced")
     wide = feature_map((2 * n, channels, h, w), dtype, x_layout.removesuffix("_sliced"), device)

@@ -69,16 +69,19 @@ def test_select(pooled, hidden, program_order, with_configs):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_fuse_with_repeated_channels(layout, program_order):
+@pytest.mark.parametrize("position", ["first", "last", "original"])
+def test_fuse(position, layout, program_order, with_configs):
+    """With repeated channels for "original"; several programs for the pixels of a channel."""
+    with_configs(MAX_BLOCK_HW=16)
     x, z = feature_map((2, 6, 5, 7), layout=layout), feature_map((2, 5, 5, 7), layout=layout)
     scores = torch.rand(2, 5)
-    index = torch.tensor([[4, 2, 4, 2, 4], [0, 5, 5, 5, 0]])
+    index = torch.tensor([[4, 2, 4, 2, 4], [0, 5, 5, 5, 0]]) if position == "original" else None
     results = []
     for order in ORDERS:
         y = x.clone()
         with program_order(order):
-            TRITON.ops["fuse_channels_"](y, z, scores, index, "original")
-            out = TRITON.ops["fuse_channels"](x, z, scores, index, "original")
+            TRITON.ops["fuse_channels_"](y, z, scores, index, position)
+            out = TRITON.ops["fuse_channels"](x, z, scores, index, position)
         results.append((y, out))
     for other in results[1:]:
         assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))

@@ -127,6 +127,31 @@ def test_blocks_pool_sixteen_bytes_at_a_time(channels_last, dtype, shape):
     assert (row.pool_load_widths, row.ok) == ((16, 16), True)
 
 
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES[2:4], ids=resources.shape_name)
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_fuse_moves_sixteen_bytes_at_a_time_whatever_a_plane_is(position, shape):
+    """Planes of 196 and 49 half-precision values begin at multiples of 8 and of 2 bytes, samples at more."""
+    found = [one for one in enumeration.plane_variants(shape, "float16", position) if "fuse" in one.kernel]
+    assert [dict(one.constexprs)["IN_PLACE"] for one in found] == [False, True]
+    for variant, target in zip(found, ("y_ptr", "x_ptr"), strict=True):
+        binary = ahead_of_time.disassemble_variant(variant, 90)
+        loads = {(binary.argument(one), one.width) for one in binary.instructions if one.loads}
+        assert loads == {("x_ptr", 16), ("z_ptr", 16), ("scores_ptr", 4)}
+        assert {(binary.argument(one), one.width) for one in binary.instructions if one.stores} == {(target, 16)}
+
+
+def test_fuse_moves_x_sixteen_bytes_at_a_time_beside_a_narrower_z():
+    """With k = 3 the samples of z begin at multiples of 2 bytes, those of x as ever."""
+    shape = replace(enumeration.PAPER_SHAPES[3], k=3)
+    for variant in enumeration.plane_variants(shape, "float16", "last"):
+        if dict(variant.constexprs).get("IN_PLACE") is False:
+            binary = ahead_of_time.disassemble_variant(variant, 90)
+            widths = {(binary.argument(one), one.width) for one in binary.instructions if one.loads or one.stores}
+            assert widths == {("x_ptr", 16), ("z_ptr", 2), ("scores_ptr", 4), ("y_ptr", 16)}
+            return
+    pytest.fail("no flat fuse")
+
+
 def test_what_does_not_compile_is_a_row_and_the_others_go_on(run):
     result, data = run(BROKEN, GATHER, cores=2)  # a process each
     assert result.exit_code == 1
