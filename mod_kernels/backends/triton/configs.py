@@ -205,23 +205,32 @@ def own_tail_config(k: int, mid: int, hw: int) -> TailConfig:
     return tail_config(k, mid, hw, num_warps=2 if hw <= 64 else 4)
 
 
+def plane_values(x: str, channels_last: bool, mixed: bool = False) -> int:
+    """Values that a program of gather or fuse takes at most: half as many where ptxas spilled some.
+
+    That was float64 in channels_last, and x and z in different layouts (``mixed``). Half as many float64 in NCHW
+    would spill where all do not.
+    """
+    return MAX_BLOCK_HW if mixed or (x == "fp64" and channels_last) else 2 * MAX_BLOCK_HW
+
+
 @functools.lru_cache
-def plane_config(channels: int, hw: int, most: int, channels_last: bool) -> PlaneConfig:
-    """Block sizes of gather and fuse, a pass over memory with 16 elements a thread: ``most`` channels a program.
+def plane_config(channels: int, hw: int, values: int, most: int, channels_last: bool) -> PlaneConfig:
+    """Block sizes of gather and fuse, a pass over memory: ``values`` of ``most`` channels a program.
 
     The block is long where the layout is dense: in NCHW along the pixels, in channels_last along the channels.
     """
     block_hw, block_channels = min(power_of_two(hw), MAX_BLOCK_HW), min(power_of_two(channels), most)
     if channels_last:
-        block_hw = min(block_hw, 2 * MAX_BLOCK_HW // block_channels)
+        block_hw = min(block_hw, values // block_channels)
     else:
-        block_channels = min(block_channels, 2 * MAX_BLOCK_HW // block_hw)
+        block_channels = min(block_channels, values // block_hw)
     warps = 4 if block_channels * block_hw > 512 else 1
     return PlaneConfig(block_channels, -(-channels // block_channels), block_hw, -(-hw // block_hw), warps)
 
 
-def gather_config(k: int, hw: int, channels_last: bool) -> PlaneConfig:
-    return plane_config(k, hw, PLANE_K if channels_last else 1, channels_last)
+def gather_config(x: str, k: int, hw: int, channels_last: bool) -> PlaneConfig:
+    return plane_config(k, hw, plane_values(x, channels_last), PLANE_K if channels_last else 1, channels_last)
 
 
 def fuse_is_flat(x: str, hw_align: int, position: str, channels_last: bool, z_channels_last: bool) -> bool:
@@ -245,11 +254,13 @@ def fuse_config(
         values, most = (k * hw, MAX_BLOCK_HW) if in_place else (channels * hw, 2 * MAX_BLOCK_HW)
         block = min(power_of_two(values), most)
         return PlaneConfig(1, 1, block, -(-values // block), 4 if block > 512 else 1, flat=True)
+    values = plane_values(x, channels_last, mixed=channels_last != z_channels_last)
     if not in_place:
-        return plane_config(channels, hw, PLANE_CHANNELS if channels_last else MAX_BLOCK_HW, channels_last)
+        most = PLANE_CHANNELS if channels_last else MAX_BLOCK_HW
+        return plane_config(channels, hw, values, most, channels_last)
     # "original" compares a program's channels with all k, and they lie anywhere: one at a time.
     together = channels_last and position != "original"
-    return plane_config(k, hw, PLANE_K if together else 1, channels_last)
+    return plane_config(k, hw, values, PLANE_K if together else 1, channels_last)
 
 
 def second_layer_apart(channels: int, hidden: int) -> bool:

@@ -252,9 +252,9 @@ def gather_channels(x, index):
         return out
     hw, stride = h * w, _sample_stride(x)
     align, hw_align = align_of(stride), align_of(hw)
-    channels_last = layout_of(x) == CHANNELS_LAST
-    variant = _gather_variant(_TYPE_NAMES[x.dtype], channels, k, hw, align, hw_align, channels_last)
-    config = configs.gather_config(k, hw, channels_last)
+    x_type, channels_last = _TYPE_NAMES[x.dtype], layout_of(x) == CHANNELS_LAST
+    variant = _gather_variant(x_type, channels, k, hw, align, hw_align, channels_last)
+    config = configs.gather_config(x_type, k, hw, channels_last)
     with _on_device_of(x):
         programs = n * config.chunks * config.tiles
         run(variant, programs, x, index, out, stride // align, hw // hw_align, config.tiles)

@@ -271,7 +271,7 @@ def gather_variant(
     x: str, channels: int, k: int, hw: int, align: int, hw_align: int, channels_last: bool
 ) -> Variant:
     """The gather's, for x's type."""
-    config = configs.gather_config(k, hw, channels_last)
+    config = configs.gather_config(x, k, hw, channels_last)
     pointers = {"x_ptr": x, "index_ptr": "i64", "out_ptr": x}
     scalars = {"stride_xn": "i64", "hw_units": "i32", "tiles": "i32"}
     constants = {

@@ -79,13 +79,23 @@ def test_plane_variants(shape, dtype, channels_last):
     [
         (86, enumeration.PAPER_SHAPES[7], "float16", "first", False),
         (89, enumeration.PAPER_SHAPES[7], "bfloat16", "last", False),
+        (100, enumeration.PAPER_SHAPES[0], "float64", "original", True),
+        (100, enumeration.PAPER_SHAPES[1], "float64", "original", True),
+        (120, enumeration.PAPER_SHAPES[3], "float64", "original", False),
     ],
 )
 def test_fuse_where_it_did_spill(capability, shape, dtype, position, channels_last):
-    """A tile of 32 channels x 64 pixels for planes of 49."""
+    """With other tiles: 32 x 64 for planes of 49; 16 float64 a thread in channels_last, 8 in NCHW."""
     for variant in enumeration.plane_variants(shape, dtype, position, channels_last):
         if "fuse" in variant.kernel:
             check(variant, capability)
+
+
+def test_fuse_of_two_layouts_where_it_did_spill():
+    """x in NCHW, z in channels_last: the enumeration has one layout for both."""
+    shape = enumeration.PAPER_SHAPES[5]
+    sizes = ("fp16", shape.channels, shape.k, shape.hw, 16, 16, 16)
+    check(variants.fuse_variant(*sizes, "original", False, True, in_place=False), 100)
 
 
 def test_spills_would_be_seen():
