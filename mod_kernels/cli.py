@@ -65,6 +65,7 @@ def verify_command(
 @app.command()
 def bench(
     networks: Annotated[bool, typer.Option("--networks", help="whole networks instead of blocks")] = False,
+    train: Annotated[bool, typer.Option("--train", help="forward and backward instead of inference; cpu")] = False,
     network: Annotated[list[str] | None, typer.Option(help="which, with --networks; repeatable")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="the bottleneck blocks, within two minutes")] = False,
     kind: Annotated[
@@ -81,7 +82,7 @@ def bench(
     json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
 ) -> None:
     """Measure plain PyTorch, torch.compile and this package side by side. Ctrl-C keeps what was measured."""
-    from .bench import blocks, machine, store, table
+    from .bench import blocks, machine, network_training, store, table, training
     from .bench import networks as whole
     from .bench.shapes import FORMATS
 
@@ -92,6 +93,13 @@ def bench(
             _refuse(f"{option} is blocks only: leave out --networks or {option}")
     if network and not networks:
         _refuse("--network goes with --networks")
+    for option, given in (
+        ("--quick", quick),
+        ("--max-autotune", max_autotune),
+        ("--device cuda", device == "cuda"),
+    ):
+        if given and train:
+            _refuse(f"{option} is inference only: leave out --train or {option}")
     # On a GPU float64 has no kernels. Whole networks on a CPU: in bfloat16 plain code selects so differently that
     # its output is as far off as with no MoD block at all, in float16 its convolutions take ten times as long.
     dtypes, default = (("float32", "float16"), "float16") if device == "cuda" else (tuple(_DTYPES), "float32")
@@ -123,20 +131,27 @@ def bench(
                 print(f"[{number + 1}/{total}] {label}", file=sys.stderr, flush=True)
 
         try:
-            if networks:
+            if networks and train:
+                names = tuple(network or network_training.NETWORKS)
+                batches = tuple(batch or network_training.BATCHES)
+                network_training.run(names, batches, counts, results, on_cell, chosen)
+            elif networks:
                 names = tuple(network or whole.NETWORKS)
                 whole.run(names, tuple(batch or (1,)), counts, results, on_cell, device, chosen)
             else:
                 plan = blocks.Plan(
                     tuple(shape for chosen_kind in shapes.values() for shape in chosen_kind),
-                    tuple(batch or blocks.BATCHES),
+                    tuple(batch or (training if train else blocks).BATCHES),
                     counts,
                     device,
                     chosen,
                     layout or NCHW,
                     max_autotune=max_autotune,
                 )
-                blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
+                if train:
+                    training.run(plan, results, on_cell)
+                else:
+                    blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
         except KeyboardInterrupt:
             results.interrupted = True
     table.show(results, console)

@@ -126,7 +126,7 @@ def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: Compiler) -> li
     spec = make_spec(cell.shape, plan.dtype, plan.device)
     x = make_x(cell.shape, cell.batch, spec, layout=plan.layout)
     logits = exact_logits(x, spec)
-    rows = _Rows(cell, plan)
+    rows = CellRows(cell, plan)
     clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == "cold")
     engine = providers.ENGINES[plan.device]
     with backends.use_backend(engine), providers.same_arithmetic():
@@ -166,7 +166,7 @@ def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: Compiler) -> li
     return rows.rows
 
 
-class _Rows:
+class CellRows:
     """The rows of one cell."""
 
     def __init__(self, cell: Cell, plan: Plan) -> None:
@@ -198,7 +198,7 @@ class _Rows:
         self.rows.append(self.row(provider, check, **times))
 
 
-def _candidates(spec, x: Tensor, engine: str, rows: _Rows) -> list[Provider]:
+def _candidates(spec, x: Tensor, engine: str, rows: CellRows) -> list[Provider]:
     """The plain forms and ours; a row for each of ours that can't run."""
     found = [providers.plain_provider(name.removeprefix("plain-"), spec) for name in PLAIN]
     for ending in ("", IN_PLACE, FED):

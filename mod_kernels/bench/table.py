@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .machine import short_name
+from .networks import PLAIN_FORMS as PLAIN_NETWORKS
 from .providers import COMPILED, ENGINES, FED, IN_PLACE, PLAIN
 from .store import Results, Row
 
 MISSING = "-"
+TRAIN = "train"  # a row's mode
 _NARROW = {"show_edge": False, "pad_edge": False}  # every column fits a console of 140 characters
 
 
@@ -66,7 +68,8 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
     where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{mode}, L2 {cache}"
     bandwidth = results.bandwidth_gbs.get("gpu" if threads is None else str(threads))
     reads = f", reads {bandwidth:.0f} GB/s" if bandwidth else ""
-    table = Table(title=f"MoD block, {dtype}, {layout}, {device}, {where}{reads}; median ms", **_NARROW)
+    what = "MoD block in training" if mode == TRAIN else "MoD block"
+    table = Table(title=f"{what}, {dtype}, {layout}, {device}, {where}{reads}; median ms", **_NARROW)
     measured = {row.provider for row in rows}
     names = [*PLAIN, *COMPILED, ours, ours + IN_PLACE, ours + FED, "floor", "limit"]
     names = [name for name in names if name in measured]
@@ -78,14 +81,14 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
     for heading in ("clone/\nours", "best\nplain/\nours", "floor/\nours"):
         table.add_column(heading, justify="right")
     ratios: list[list[float | None]] = []
-    in_place = ours + IN_PLACE
+    headlined = ours if mode == TRAIN else ours + IN_PLACE
     for cell in by_cell(rows).values():
         first = next(iter(cell.values()))
         ratios.append(
             [
-                ratio(cell, ["plain-clone"], in_place),
-                ratio(cell, [*PLAIN, *COMPILED], in_place),
-                ratio(cell, ["floor"], in_place),
+                ratio(cell, ["plain-clone"], headlined),
+                ratio(cell, [*PLAIN, *COMPILED], headlined),
+                ratio(cell, ["floor"], headlined),
             ]
         )
         times = [_time(cell.get(name)) for name in names]
@@ -93,6 +96,12 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
     means = [geometric_mean(column) for column in zip(*ratios, strict=True)]
     table.add_section()
     table.add_row("geometric\nmean", "", *[""] * len(names), *_ratios(means))
+    if mode == TRAIN:
+        table.caption = (
+            "forward and backward, gradients of x and of all weights; best plain is the fastest of the plain "
+            "forms; floor: dy + 1 into a fresh tensor"
+        )
+        return table
     table.caption = (
         "ours is the in-place form; fed, the same given x's means, is in no ratio; best plain is the fastest of "
         "the plain forms and the compiled ones, below whose times stand the seconds that compiling took; floor: "
@@ -103,8 +112,11 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
 
 
 def _network_table(rows: list[Row]) -> Table:
-    table = Table(title="Whole networks; median ms")
-    names = ["plain", "plain-inplace", "fused", "identity"]
+    measured = {row.provider for row in rows}
+    plain = [name for name in PLAIN_NETWORKS if name in measured]
+    names = [*plain, "fused", "identity"]
+    training = any(row.mode == TRAIN for row in rows)
+    table = Table(title=f"Whole networks{', forward and backward' if training else ''}; median ms")
     for heading in (
         "network",
         "N",
@@ -112,11 +124,12 @@ def _network_table(rows: list[Row]) -> Table:
         *names,
         "plain/\nfused",
         "(fused - identity)/\n(plain - identity)",
+        *["peak MiB,\nplain/fused"] * training,
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in by_cell(rows).values():
         first = next(iter(cell.values()))
-        best = [name for name in names[:2] if name in cell and cell[name].median_ms is not None]
+        best = [name for name in plain if name in cell and cell[name].median_ms is not None]
         share = cell["fused"].share if "fused" in cell else None
         table.add_row(
             first.name,
@@ -125,12 +138,19 @@ def _network_table(rows: list[Row]) -> Table:
             *[_time(cell.get(name)) for name in names],
             *_ratios([ratio(cell, best, "fused")]),
             MISSING if share is None else "{:.2f} ({:.2f} to {:.2f})".format(*share),
+            *[_peaks(cell, best)] * training,
         )
     table.caption = (
-        "plain is the faster of the two plain forms; identity: the MoD blocks left out, the limit; "
+        "plain is the fastest of the plain forms; identity: the MoD blocks left out, the limit; "
         "differences are medians over the rounds, each round's against its own; in brackets a 95% interval"
     )
     return table
+
+
+def _peaks(cell: dict[str, Row], plain: list[str]) -> str:
+    peaks = [[cell[name].peak_mib for name in names if name in cell] for names in (plain, ["fused"])]
+    known = [min(filter(None, values), default=None) for values in peaks]
+    return MISSING if None in known else "{:.0f}/{:.0f}".format(*known)
 
 
 def _time(row: Row | None) -> str:

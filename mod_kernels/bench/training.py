@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +16,27 @@ from torch import Tensor, nn
 from .. import backends
 from .._tolerances import VALUES, relative_norm
 from ..nn import MoDBlock, NarrowBasicBlock, NarrowBottleneck
-from .blocks import FLOOR, Cell, Plan, bandwidth_gbs, cells
+from .blocks import FLOOR, Cell, CellRows, Plan, bandwidth_gbs, cells
 from .networks import PlainBlock
 from .providers import ENGINES, PLAIN
-from .rows import CellRows
 from .shapes import FORMATS, Shape
 from .store import Results, Row
 from .timing import CpuClock, Timed, measure
 
 BATCHES = (8, 32)
-# Of the gradients against float64's: errors of single ops add up over three convolutions and batch norms.
-GRADIENTS = 20
+# Of the gradients against float64's, times the dtype's tolerance for values: those of weights are sums over all
+# N*H*W pixels, up to 100352 here, through two or three batch norms whose own gradients are differences of such
+# sums. Plain PyTorch is off by up to 20 times in float32; a term that is missing, by a thousand and more.
+GRADIENTS = 100
 
 
 class _Handed(torch.autograd.Function):
-    """``buffer`` as the output of an op whose input is ``leaf``; its gradient goes on as it is."""
+    """``buffer`` as what an op of ``leaf`` wrote there; its gradient goes on as it is."""
 
     @staticmethod
     def forward(ctx, leaf: Tensor, buffer: Tensor) -> Tensor:
-        return buffer.view_as(buffer)
+        ctx.mark_dirty(buffer)
+        return buffer
 
     @staticmethod
     def backward(ctx, dx: Tensor) -> tuple[Tensor, None]:
@@ -52,18 +55,26 @@ class Step:
         self._buffer.copy_(self._x)
 
     def run(self) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            y = self.module(_Handed.apply(self._leaf, self._buffer))
+        with torch.inference_mode(False), torch.enable_grad():
+            y = self.module(_Handed.apply(self._leaf, self._buffer.detach()))
             return torch.autograd.grad(y, [self._leaf, *self._parameters], self._dy)
 
 
 def make_block(shape: Shape, dtype: torch.dtype) -> MoDBlock:
-    """The paper's block, with a selector whose logits lie apart."""
+    """The paper's block, with a selector whose logits lie apart and batch norms that are not fresh.
+
+    After fresh ones, without a bias, a batch norm before a convolution and another has a gradient of zero: nothing
+    to hold a relative error to.
+    """
     torch.manual_seed(0)
     conv_block = {"bottleneck": NarrowBottleneck, "basic": NarrowBasicBlock}[shape.kind](shape.k)
     block = MoDBlock(shape.channels, conv_block, shape.k).to(dtype)
     nn.init.normal_(block.selector.fc1.weight, std=(2.0 / shape.channels) ** 0.5)
     nn.init.normal_(block.selector.fc2.weight)
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
     return block.train()
 
 
@@ -73,7 +84,7 @@ def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None])
     ``on_cell`` is called before each with the cell, its number and how many there are.
     """
     started, threads_before = time.monotonic(), torch.get_num_threads()
-    planned = cells(plan)
+    planned = [replace(cell, mode="train") for cell in cells(plan)]
     try:
         for number, cell in enumerate(planned):
             if time.monotonic() - started > plan.total_s:
@@ -94,11 +105,16 @@ def run_cell(cell: Cell, plan: Plan) -> list[Row]:
     x, dy = (_random(shape, cell.batch, plan, seed) for seed in (1, 2))
     modules = {name: PlainBlock(block, name.removeprefix("plain-")) for name in PLAIN} | {engine: block}
     expected = Step(PlainBlock(copy.deepcopy(block).double(), "clone"), x.double(), dy.double()).run()
-    rows, timed = CellRows(cell, plan, training=True), []
+    rows, timed = CellRows(cell, plan), []
     with backends.use_backend(engine):
         for name, module in modules.items():
             step = Step(module, x, dy)
-            problem = _problem(step.run(), expected, plan.dtype)
+            try:
+                problem = _problem(step.run(), expected, plan.dtype)
+            except RuntimeError as error:
+                # Autograd's own refusal: torch.gather has saved what the in-place form then overwrites.
+                rows.add(name, f"left out: {str(error).partition(':')[0]}")
+                continue
             if problem:
                 rows.add(name, f"wrong: {problem}")
             else:

@@ -337,5 +337,5 @@ def test_what_the_kernels_could_not_read_is_refused():
     for i in range(7):
         arguments = [*selector, *[True] * 5]
         arguments[i] = arguments[i][:, 1:]
-        with pytest.raises(RuntimeError, match="must (have shape|be contiguous)"):
+        with pytest.raises(RuntimeError, match=r"must (have shape|be contiguous)"):
             SELECT(*arguments)
