@@ -19,23 +19,29 @@ from mod_kernels._layout import NCHW
 from mod_kernels.bench.machine import short_name
 from mod_kernels.bench.providers import ENGINES, IN_PLACE
 from mod_kernels.bench.store import Results, Row, load
-from mod_kernels.bench.table import by_cell, geometric_mean, ratio
+from mod_kernels.bench.table import TRAIN, by_cell, geometric_mean, ratio
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = {
     "plain-clone": "#b5651d",
+    "plain-cat": "#e0a96d",
     "plain-inplace": "#e0a96d",
     "compile": "#8a8a8a",
     "ours": "#1f6fb2",
     "floor": "#c9d6df",
 }
+INFERENCE = ("plain-clone", "plain-inplace", "compile", "ours", "floor")
+TRAINING = ("plain-clone", "plain-cat", "ours", "floor")  # in place can't train
 LABELS = {
     "plain-clone": "plain PyTorch, clone + add",
+    "plain-cat": "plain PyTorch, cat",
     "plain-inplace": "plain PyTorch, in place",
     "compile": "torch.compile of the plain block",
     "ours": "mod_kernels, in place",
     "floor": "floor: x.mean and two linears alone",
 }
+LABELS_MEMORY = {"plain": "plain PyTorch", "fused": "mod_kernels"}
+LABELS_TRAINING = LABELS | {"ours": "mod_kernels", "floor": "floor: dy + 1 into a fresh tensor"}
 
 
 def main() -> None:
@@ -49,7 +55,7 @@ def main() -> None:
 
 
 def plot(file: Path, picture_format: str = "png") -> list[Path]:
-    """One picture per thread count (CPU) or mode (GPU) in ``file``; none if it holds no blocks."""
+    """One picture per thread count (CPU) or mode (GPU) in ``file`` of its blocks; one of each network's memory."""
     try:
         results = load(file)
     except ValueError:  # another kind of result file, which the folder may hold
@@ -60,10 +66,15 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
             group = (row.device, row.dtype, row.layout, row.threads, row.mode, row.cache, row.kind)
             groups.setdefault(group, []).append(row)
     pictures = []
+    for cell in dict.fromkeys(key.rpartition(" ")[0] for key in results.memory):
+        picture = file.with_name(f"{file.stem}-{cell.replace(' N=', '-n')}-memory.{picture_format}")
+        _draw_memory(results, cell, picture)
+        pictures.append(picture)
     for group, rows in groups.items():
         device, dtype, layout, threads, mode, cache, kind = group
         parts = [file.stem, kind]
         parts += [what for what in (dtype, layout) if what != NCHW and what not in file.stem]
+        parts += ["train"] * (mode == TRAIN and "train" not in file.stem)
         parts.append(f"threads{threads}" if device == "cpu" else f"{mode}-{cache}")
         picture = file.with_name("-".join(parts) + f".{picture_format}")
         _draw(results, group, rows, picture)
@@ -73,20 +84,22 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
 
 def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> None:
     device, dtype, layout, threads, mode, cache, kind = group
-    ours = ENGINES[device] + IN_PLACE
+    training = mode == TRAIN
+    ours = ENGINES[device] + ("" if training else IN_PLACE)
     cells = by_cell(rows)
     batches = sorted({row.batch for row in rows})
     figure, axes = plt.subplots(1, len(batches), figsize=(4.6 * len(batches), 4.4), squeeze=False)
     for axis, batch in zip(axes[0], batches, strict=True):
-        _bars(axis, [cell for cell in cells.values() if _any(cell).batch == batch], ours)
+        _bars(axis, [cell for cell in cells.values() if _any(cell).batch == batch], ours, training)
         axis.set_title(f"N = {batch}", fontsize=11)
     axes[0][0].set_ylabel("time per block, ms (log)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
     mean = geometric_mean(ratio(cell, ["plain-clone"], ours) for cell in cells.values())
-    how = {"eager": "one call after the other", "graph": "inside CUDA graphs"}[mode]
+    how = {"eager": "one call after the other", "graph": "inside CUDA graphs", TRAIN: "training"}[mode]
     where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{how}, L2 {cache}"
     speed = f"; ours {mean:.1f}x the plain clone form (geometric mean)" if mean else ""
+    kind = f"{kind}, forward and backward" if training else kind
     figure.suptitle(f"MoD block ({kind}), {dtype}, {layout}, {where}{speed}", fontsize=12)
     machine = results.machine
     label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
@@ -96,15 +109,40 @@ def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> Non
     plt.close(figure)
 
 
-def _bars(axis, cells: list[dict[str, Row]], ours: str) -> None:
+def _draw_memory(results: Results, cell: str, picture: Path) -> None:
+    """What a training step of one network holds over its time, plain against fused."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    for provider, colour in {"plain": COLOURS["plain-clone"], "fused": COLOURS["ours"]}.items():
+        points = results.memory.get(f"{cell} {provider}", [])
+        peak = max((held for _, held in points), default=0.0)
+        label = f"{LABELS_MEMORY[provider]}, peak {peak:.0f} MiB"
+        axis.step(*zip(*points, strict=True), where="post", color=colour, label=label)
+    axis.set_xlabel("share of the step's time: forward, then backward")
+    axis.set_ylabel("MiB beyond the weights")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, loc="upper left", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e5e5e5")
+    axis.set_title(f"{cell}: memory over a training step", fontsize=11)
+    machine = results.machine
+    label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
+    figure.text(0.5, 0.02, label, ha="center", fontsize=8, color="#555555")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(picture, dpi=130, metadata={"Date": None} if picture.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def _bars(axis, cells: list[dict[str, Row]], ours: str, training: bool) -> None:
     """Groups of bars, one group per shape; a provider without a time leaves its place empty."""
-    width = 0.8 / len(COLOURS)
-    for place, (name, colour) in enumerate(COLOURS.items()):
+    names, labels = (TRAINING, LABELS_TRAINING) if training else (INFERENCE, LABELS)
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        colour = COLOURS[name]
         provider = ours if name == "ours" else name
         times = [cell[provider].median_ms if provider in cell else None for cell in cells]
         at = [index - 0.4 + (place + 0.5) * width for index in range(len(cells))]
         known = [(x, time) for x, time in zip(at, times, strict=True) if time is not None]
-        axis.bar([x for x, _ in known], [time for _, time in known], width, color=colour, label=LABELS[name])
+        axis.bar([x for x, _ in known], [time for _, time in known], width, color=colour, label=labels[name])
         if name in ("plain-clone", "ours"):
             for x, time in known:
                 axis.text(x, time * 1.04, f"{time:.2g}", ha="center", va="bottom", fontsize=7)
