@@ -25,25 +25,45 @@ inline void pass_plane(const T* dy, const T* dgathered, const T* y, Accumulate<T
     return v;
   };
   const auto whole = [&](int64_t i) { store(dx + i, value([&](const T* p) { return load(p + i); })); };
-  const auto part = [&](int64_t i, int64_t count) {
-    store_first(dx + i, value([&](const T* p) { return load_first(p + i, count); }), count);
-  };
-  int64_t i = 0;
-  if constexpr (kVectorBytes == 64) {
-    // A vector that begins anywhere lies in two lines of the cache, and a store to two costs several. With a
-    // short one to begin with, the others lie in one; a part of a vector is one instruction here.
-    constexpr int64_t kBytes = kLanes<A> * sizeof(T);
-    const int64_t past = reinterpret_cast<uintptr_t>(dx) % kBytes / sizeof(T);
-    if (past) {
-      i = std::min(kLanes<A> - past, hw);
-      part(0, i);
-    }
+  if (hw < kLanes<A>) {
+    return store_first(dx, value([&](const T* p) { return load_first(p, hw); }), hw);
   }
-#pragma GCC unroll 4
+  int64_t i = 0;
   for (; i + kLanes<A> <= hw; i += kLanes<A>) whole(i);
-  if (i == hw) return;
-  if (kVectorBytes == 64 || hw < kLanes<A>) return part(i, hw - i);
-  whole(hw - kLanes<A>);  // some of it again: nothing here reads what it writes
+  if (i < hw) whole(hw - kLanes<A>);  // some of it again: nothing here reads what it writes
+}
+
+// dx = dy + add, masked by y, over `planes` planes, each with its own addend and no smaller than a vector.
+// They are one run: planes that begin anywhere in a line of the cache would cost two accesses a vector.
+template <class T, bool kMasked>
+inline void pass_run(const T* dy, const T* y, const Accumulate<T>* add, T* dx, int64_t hw, int64_t planes) {
+  using A = Accumulate<T>;
+  constexpr int64_t kStep = kLanes<A>, kBytes = kStep * sizeof(T);
+  const auto value = [&](Vec<A> a, const auto& read) {
+    Vec<A> v = read(dy) + a;
+    if constexpr (kMasked) v = masked<A>(v, read(y));
+    return v;
+  };
+  const auto whole = [&](int64_t i, Vec<A> a) {
+    store(dx + i, value(a, [&](const T* p) { return load(p + i); }));
+  };
+  const auto part = [&](int64_t i, Vec<A> a, int64_t count) {
+    store_first(dx + i, value(a, [&](const T* p) { return load_first(p + i, count); }), count);
+  };
+  const int64_t past = reinterpret_cast<uintptr_t>(dx) % kBytes / sizeof(T);
+  int64_t i = past ? kStep - past : 0;
+  if (i) part(0, splat(add[0]), i);
+  for (int64_t c = 0; c < planes; ++c) {
+    const int64_t end = (c + 1) * hw;
+    const Vec<A> a = splat(add[c]);
+#pragma GCC unroll 4
+    for (; i + kStep <= end; i += kStep) whole(i, a);
+    if (i >= end) continue;
+    if (c + 1 == planes) return part(i, a, end - i);
+    const Mask<A> next = last_lanes<A>(i + kStep - end);
+    whole(i, next ? splat(add[c + 1]) : a);
+    i += kStep;
+  }
 }
 
 // The same over the channels of one pixel, each with its own addend.
@@ -157,18 +177,24 @@ class Pass {
     const A* a = add + n * channels;
     const int32_t* heads = linked ? head + n * channels : nullptr;
     const bool gathers = g.dgathered.data != nullptr, overwrites = g.overwritten.data != nullptr;
-    for (int64_t c = begin; c < end; ++c) {
-      const int64_t at = c * hw, first = heads ? heads[c] : -1;
-      const T* output = kMasked ? y + at : nullptr;
-      if (overwrites) {
-        const int64_t over = overwritten_at(n, c);
-        if (over >= 0) output = g.overwritten.sample(n) + over * hw;
+    const auto over = [&](int64_t c) { return overwrites ? overwritten_at(n, c) : -1; };
+    const auto plain = [&](int64_t c) { return !(gathers && heads[c] >= 0) && over(c) < 0; };
+    for (int64_t c = begin; c < end;) {
+      const int64_t at = c * hw, first = c;
+      if (hw >= kLanes<A> && plain(c)) {
+        do ++c;
+        while (c < end && plain(c));
+        pass_run<T, kMasked>(dy + at, kMasked ? y + at : nullptr, a + first, dx + at, hw, c - first);
+        continue;
       }
-      if (gathers && first >= 0) {
-        gathered_plane<kMasked>(n, c, first, output);
+      const T* output = kMasked ? y + at : nullptr;
+      if (over(c) >= 0) output = g.overwritten.sample(n) + over(c) * hw;
+      if (gathers && heads[c] >= 0) {
+        gathered_plane<kMasked>(n, c, heads[c], output);
       } else {
         pass_plane<T, false, kMasked>(dy + at, nullptr, output, a[c], dx + at, hw);
       }
+      ++c;
     }
   }
 
