@@ -8,6 +8,7 @@ Without a file: every result file in benchmarks/results/ that holds blocks. The 
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -100,7 +101,9 @@ def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> Non
     where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{how}, L2 {cache}"
     speed = f"; ours {mean:.1f}x the plain clone form (geometric mean)" if mean else ""
     kind = f"{kind}, forward and backward" if training else kind
-    figure.suptitle(f"MoD block ({kind}), {dtype}, {layout}, {where}{speed}", fontsize=12)
+    title = f"MoD block ({kind}), {dtype}, {layout}, {where}{speed}"
+    per_line = 42 * len(batches)  # characters at this size
+    figure.suptitle("\n".join(textwrap.wrap(title, per_line)), fontsize=12)
     machine = results.machine
     label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
     figure.text(0.5, 0.085, label, ha="center", fontsize=8, color="#555555")
@@ -145,7 +148,7 @@ def _bars(axis, cells: list[dict[str, Row]], ours: str, training: bool) -> None:
         axis.bar([x for x, _ in known], [time for _, time in known], width, color=colour, label=labels[name])
         if name in ("plain-clone", "ours"):
             for x, time in known:
-                axis.text(x, time * 1.04, f"{time:.2g}", ha="center", va="bottom", fontsize=7)
+                axis.text(x, time * 1.04, _figures(time), ha="center", va="bottom", fontsize=7)
     axis.set_yscale("log")
     for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
@@ -154,6 +157,11 @@ def _bars(axis, cells: list[dict[str, Row]], ours: str, training: bool) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", which="major", color="#e5e5e5")
     axis.set_axisbelow(True)
+
+
+def _figures(time: float) -> str:
+    """Two figures, and never an exponent."""
+    return f"{time:.0f}" if time >= 10 else f"{time:.2g}"
 
 
 def _any(cell: dict[str, Row]) -> Row:
