@@ -13,7 +13,7 @@ import torch
 
 from ... import _layout, _library
 from .._engine import Call, Engine, Support
-from . import workspace
+from . import in_force, workspace
 
 NAMESPACE = "mod_kernels_triton"
 _OPS = (
@@ -167,7 +167,9 @@ class TritonEngine(Engine):
         elif not torch.cuda.is_available():
             described["status"] = "no CUDA device is available"
         else:
-            described["status"] = _device_problem("cuda") or "ok"
+            described["status"] = problem = _device_problem("cuda") or "ok"
+            if problem == "ok":
+                described["tuning"] = in_force.of_device(torch.cuda.current_device()).source
         return described
 
 

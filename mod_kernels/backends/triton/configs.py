@@ -1,13 +1,7 @@
-"""Launch configurations as data: block sizes, warps, the rules by which a plan is chosen, and the reasons.
+"""The rules by which plans, block sizes and warps follow from a call's sizes and a GPU's :class:`.tuning.Tuning`.
 
-What was timed: in NCHW the blocks of pooling, gather and fuse, and the limit of MAX_LAYER_WEIGHTS, came out best
-over the paper's shapes in float16 at N = 1 to 256, in a sweep on an H100 whose figures were not kept. What was
-not: all else. Those of channels_last, the runs of short planes and the tail were chosen by the width of loads,
-registers and spills, the plans of a block by estimates.
-
-Nothing depends on the architecture: ``test_ahead_of_time.py`` holds the registers and shared memory that this
-takes. Batch, height and width are run-time values: other image sizes reuse a variant as long as they fall into the
-same block sizes and the same alignment.
+Batch, height and width are run-time values: other image sizes reuse a variant as long as they fall into the same
+block sizes and the same alignment. ``test_ahead_of_time.py`` holds the registers and shared memory it takes.
 """
 
 from __future__ import annotations
@@ -16,53 +10,10 @@ import functools
 from dataclasses import dataclass
 from math import gcd
 
+from .tuning import Tuning
+
 # Widest factor of the row length told to the compiler: 16 elements are 32 bytes in float16, more than one load.
 MAX_ALIGN = 16
-# float32 values a program keeps per tile: 32 registers a thread at 128 threads.
-TILE = 4096
-MAX_BLOCK_HW = 1024
-# (planes up to so many pixels, pixels at a time, channels a program), with 8 warps. Longer planes take more passes
-# over their block.
-POOL_BLOCKS = ((64, 64, 64), (256, 64, 32), (1024, 256, 8), (None, 2048, 4))
-# In channels_last a program takes fewer channels the more pixels they have, down to 32 bytes of float16, one
-# sector: else small batches would have few programs.
-POOL_BLOCKS_CHANNELS_LAST = ((64, 64, 64), (256, 128, 32), (None, 256, 16))
-# Channels that a program of gather or fuse takes at most in channels_last: of C, where all of it is copied, and of
-# the k, which in every pixel lie apart from the next pixel's.
-PLANE_CHANNELS = 128
-PLANE_K = 32
-# Weights of the second layer, C * R, that one program reads for a sample; more are shared out over programs by
-# a launch of their own. 16384 is C = 512 at the paper's R: above, one program takes longer than a launch.
-MAX_LAYER_WEIGHTS = 16384
-# Channels whose logits and first ranking one program of that launch makes.
-SLICE = 256
-# Inside a block the pixels of a sample in channels_last are shared out too, to about as many programs as in NCHW:
-# then a program takes 64 channels, 128 bytes of each pixel in float16, so that a warp's loads take whole lines.
-SPLIT_CHUNK = 64
-POOL_SHARES = 64
-# Weights of the second layer up to which a block is one launch, whose last program of a sample reads them all:
-# C = 1024 at the paper's R. At C = 2048 that program would read 0.5 MB by itself (estimated before anything was
-# built: 18 us against 11 for two launches, float16, N = 1, H100; no GPU has run it).
-ONE_LAUNCH_WEIGHTS = 65536
-# Warps of a block's last launch: the last program of a sample does the whole tail, faster the more threads it has.
-# Half of them for planes of 7 x 7.
-BLOCK_WARPS = 16
-# By warps: (channels up to so many, values of the tail a thread). With more, ptxas spills a few registers on one
-# architecture or another, though far from its limit: each value has an address and a place in x beside it.
-TAIL_VALUES = {
-    2: ((None, 8),),
-    4: ((4, 8), (None, 4)),
-    8: ((8, 1), (16, 2), (None, 4)),
-    16: ((4, 8), (16, 4), (None, 2)),
-}
-# Above so many samples the layers of a larger selector go over the batch: to read its weights for each sample
-# would cost more than to read x (estimated, too: from 60 to 100 samples on).
-BATCH_SAMPLES = 64
-# (samples, inputs, outputs) of a program's tile there. The first layer has few outputs: small tiles, for enough
-# programs; the second many.
-FIRST_LAYER_TILE = (16, 64, 16)
-SECOND_LAYER_TILE = (32, 32, 64)
-
 # torch's names to Triton's, for the dtypes this engine serves.
 SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
 SCALAR_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -82,11 +33,12 @@ class PoolConfig:
     block_hw: int
     run: int
     lanes: int
+    tile: int  # values a program may keep
     num_warps: int
 
     def units(self, hidden: int) -> int:
         """Units of the first layer that it then takes at a time."""
-        return min(power_of_two(hidden), max(1, TILE // self.chunk_channels))
+        return min(power_of_two(hidden), max(1, self.tile // self.chunk_channels))
 
 
 @dataclass(frozen=True)
@@ -140,87 +92,90 @@ def accumulator(x: str) -> str:
 
 @functools.lru_cache
 def pool_config(
-    x: str, channels: int, hw: int, hw_align: int, channels_last: bool, fused: bool = False
+    tuning: Tuning, x: str, channels: int, hw: int, hw_align: int, channels_last: bool, fused: bool = False
 ) -> PoolConfig:
     """Block sizes of the pooling, add_relu_pool's too, for x's type.
 
     In a run where the planes' own alignment gives narrow loads and at least 16 planes fit a tile: 16 planes begin
     at a multiple of 16 elements whatever H*W is. ``fused``: inside a block, where no program needs the whole of a
-    channel, and a tile is shared out to up to BLOCK_WARPS warps, each thread of which is to load 16 bytes.
+    channel, and a tile is shared out to up to ``block_warps`` warps, each thread of which is to load 16 bytes.
     """
-    warps, parts, run = 8, 1, 0
+    tile, warps, parts, run = tuning.tile, tuning.pool_warps, 1, 0
     channels_pad, hw_pad = power_of_two(channels), power_of_two(hw)
     narrow = not channels_last and hw_align * SCALAR_BYTES[x] < WIDEST_LOAD
-    if narrow and 16 * hw <= TILE:
-        chunk = min(channels_pad, 64, power_of_two(TILE // hw + 1) // 2)
+    if narrow and 16 * hw <= tile:
+        chunk = min(channels_pad, 64, power_of_two(tile // hw + 1) // 2)
         run, block_hw = power_of_two(chunk * hw), hw_pad
     elif channels_last and fused:
-        chunk = min(SPLIT_CHUNK, channels_pad)
-        block_hw = min(2 * TILE // chunk, hw_pad)
-        parts = min(-(-hw // block_hw), max(1, POOL_SHARES // -(-channels // chunk)))
+        chunk = min(tuning.split_chunk, channels_pad)
+        block_hw = min(2 * tile // chunk, hw_pad)
+        parts = min(-(-hw // block_hw), max(1, tuning.pool_shares // -(-channels // chunk)))
     else:
-        blocks = POOL_BLOCKS_CHANNELS_LAST if channels_last else POOL_BLOCKS
+        blocks = tuning.pool_blocks_channels_last if channels_last else tuning.pool_blocks
         _, block_hw, chunk = next(row for row in blocks if row[0] is None or hw <= row[0])
         block_hw = block_hw // 2 if x == "fp64" else block_hw  # two registers a value
         block_hw, chunk = min(block_hw, hw_pad), min(chunk, channels_pad)
-        while fused and block_hw < hw_pad and chunk * block_hw * SCALAR_BYTES[x] < 32 * BLOCK_WARPS * WIDEST_LOAD:
+        least = 32 * tuning.block_warps * WIDEST_LOAD if fused else 0
+        while block_hw < hw_pad and chunk * block_hw * SCALAR_BYTES[x] < least:
             block_hw *= 2
     lanes = min(block_hw, 32 * warps // chunk) if run else 0
-    return PoolConfig(chunk, parts, -(-channels // chunk) * parts, block_hw, run, lanes, warps)
+    return PoolConfig(chunk, parts, -(-channels // chunk) * parts, block_hw, run, lanes, tile, warps)
 
 
 @functools.lru_cache
-def layers_config(channels: int, hidden: int, shares: int, apart: bool) -> LayersConfig:
+def layers_config(tuning: Tuning, channels: int, hidden: int, shares: int, apart: bool) -> LayersConfig:
     """Tiles of the layers after pooling.
 
     Weights are loaded four tiles at a time, 64 values a thread, all in flight at once: a program does little
     else but wait for them.
     """
     hidden_pad, channels_pad = power_of_two(hidden), power_of_two(channels)
-    slice_channels = min(channels_pad, SLICE) if apart else channels_pad
+    slice_channels = min(channels_pad, tuning.slice_channels) if apart else channels_pad
     return LayersConfig(
         slice_channels=slice_channels,
-        block_slots=min(power_of_two(shares), max(1, TILE // hidden_pad)),
-        block_channels=min(slice_channels, max(1, 4 * TILE // hidden_pad)),
-        num_warps=8,
+        block_slots=min(power_of_two(shares), max(1, tuning.tile // hidden_pad)),
+        block_channels=min(slice_channels, max(1, 4 * tuning.tile // hidden_pad)),
+        num_warps=tuning.layer_warps,
     )
 
 
 @functools.lru_cache
-def tail_config(k: int, mid: int, hw: int, num_warps: int) -> TailConfig:
-    """Block sizes of the tail: TAIL_VALUES a thread of the k (or m) x block_hw float32 values, at least 16 pixels.
+def tail_config(tuning: Tuning, k: int, mid: int, hw: int, num_warps: int) -> TailConfig:
+    """Block sizes of the tail: ``tail_values`` a thread of the k (or m) x block_hw float32 values.
 
-    And 2 pixels a thread at most, 1 where both convolutions are 3x3 (mid = k). A sample that fits one block takes
-    one program of ``tail_``, which then needs no second launch.
+    At least 16 pixels, and 2 pixels a thread at most, 1 where both convolutions are 3x3 (mid = k). A sample that
+    fits one block takes one program of ``tail_``, which then needs no second launch.
     """
     rows, threads = power_of_two(max(k, mid)), 32 * num_warps
-    values = next(values for most, values in TAIL_VALUES[num_warps] if most is None or rows <= most)
+    values = next(values for most, values in dict(tuning.tail_values)[num_warps] if most is None or rows <= most)
     pixels = threads if mid == k else 2 * threads
     block_hw = max(16, min(power_of_two(hw), pixels, values * threads // rows))
     return TailConfig(block_hw, num_warps, split=hw > block_hw)
 
 
-def own_tail_config(k: int, mid: int, hw: int) -> TailConfig:
+def own_tail_config(tuning: Tuning, k: int, mid: int, hw: int) -> TailConfig:
     """That of ``tail_``: half as many warps for planes of 7 x 7."""
-    return tail_config(k, mid, hw, num_warps=2 if hw <= 64 else 4)
+    return tail_config(tuning, k, mid, hw, num_warps=tuning.tail_warps // 2 if hw <= 64 else tuning.tail_warps)
 
 
-def plane_values(x: str, channels_last: bool, mixed: bool = False) -> int:
+def plane_values(tuning: Tuning, x: str, channels_last: bool, mixed: bool = False) -> int:
     """Values that a program of gather or fuse takes at most: half as many where ptxas spilled some.
 
     That was float64 in channels_last, and x and z in different layouts (``mixed``). Half as many float64 in NCHW
     would spill where all do not.
     """
-    return MAX_BLOCK_HW if mixed or (x == "fp64" and channels_last) else 2 * MAX_BLOCK_HW
+    return tuning.max_block_hw * (1 if mixed or (x == "fp64" and channels_last) else 2)
 
 
 @functools.lru_cache
-def plane_config(channels: int, hw: int, values: int, most: int, channels_last: bool) -> PlaneConfig:
+def plane_config(
+    tuning: Tuning, channels: int, hw: int, values: int, most: int, channels_last: bool
+) -> PlaneConfig:
     """Block sizes of gather and fuse, a pass over memory: ``values`` of ``most`` channels a program.
 
     The block is long where the layout is dense: in NCHW along the pixels, in channels_last along the channels.
     """
-    block_hw, block_channels = min(power_of_two(hw), MAX_BLOCK_HW), min(power_of_two(channels), most)
+    block_hw, block_channels = min(power_of_two(hw), tuning.max_block_hw), min(power_of_two(channels), most)
     if channels_last:
         block_hw = min(block_hw, values // block_channels)
     else:
@@ -229,8 +184,15 @@ def plane_config(channels: int, hw: int, values: int, most: int, channels_last: 
     return PlaneConfig(block_channels, -(-channels // block_channels), block_hw, -(-hw // block_hw), warps)
 
 
-def gather_config(x: str, k: int, hw: int, channels_last: bool) -> PlaneConfig:
-    return plane_config(k, hw, plane_values(x, channels_last), PLANE_K if channels_last else 1, channels_last)
+def gather_config(tuning: Tuning, x: str, k: int, hw: int, channels_last: bool) -> PlaneConfig:
+    return plane_config(
+        tuning,
+        k,
+        hw,
+        plane_values(tuning, x, channels_last),
+        tuning.plane_k if channels_last else 1,
+        channels_last,
+    )
 
 
 def fuse_is_flat(x: str, hw_align: int, position: str, channels_last: bool, z_channels_last: bool) -> bool:
@@ -246,38 +208,38 @@ def fuse_is_flat(x: str, hw_align: int, position: str, channels_last: bool, z_ch
 
 @functools.lru_cache
 def fuse_config(
-    x: str, channels: int, k: int, hw: int, hw_align: int, position: str, channels_last: bool,
+    tuning: Tuning, x: str, channels: int, k: int, hw: int, hw_align: int, position: str, channels_last: bool,
     z_channels_last: bool, in_place: bool,
 ) -> PlaneConfig:  # fmt: skip
     if fuse_is_flat(x, hw_align, position, channels_last, z_channels_last):
         # As many values a program as a tile has.
-        values, most = (k * hw, MAX_BLOCK_HW) if in_place else (channels * hw, 2 * MAX_BLOCK_HW)
+        values, most = (k * hw, tuning.max_block_hw) if in_place else (channels * hw, 2 * tuning.max_block_hw)
         block = min(power_of_two(values), most)
         return PlaneConfig(1, 1, block, -(-values // block), 4 if block > 512 else 1, flat=True)
-    values = plane_values(x, channels_last, mixed=channels_last != z_channels_last)
+    values = plane_values(tuning, x, channels_last, mixed=channels_last != z_channels_last)
     if not in_place:
-        most = PLANE_CHANNELS if channels_last else MAX_BLOCK_HW
-        return plane_config(channels, hw, values, most, channels_last)
+        most = tuning.plane_channels if channels_last else tuning.max_block_hw
+        return plane_config(tuning, channels, hw, values, most, channels_last)
     # "original" compares a program's channels with all k, and they lie anywhere: one at a time.
     together = channels_last and position != "original"
-    return plane_config(k, hw, values, PLANE_K if together else 1, channels_last)
+    return plane_config(tuning, k, hw, values, tuning.plane_k if together else 1, channels_last)
 
 
-def second_layer_apart(channels: int, hidden: int) -> bool:
+def second_layer_apart(tuning: Tuning, channels: int, hidden: int) -> bool:
     """Of select_channels: whether the second layer is a launch of its own."""
-    return channels * hidden > MAX_LAYER_WEIGHTS
+    return channels * hidden > tuning.max_layer_weights
 
 
-def shared_out(channels: int, hidden: int, samples: int) -> str:
+def shared_out(tuning: Tuning, channels: int, hidden: int, samples: int) -> str:
     """What the programs of a block's last launch have shares of (``SHARED_OUT`` in block.py).
 
     "pool": one launch for the whole block; "layers": two; "nothing": the layers go over the batch, four launches.
     """
-    if channels * hidden <= ONE_LAUNCH_WEIGHTS:
+    if channels * hidden <= tuning.one_launch_weights:
         return "pool"
-    return "layers" if samples <= BATCH_SAMPLES else "nothing"
+    return "layers" if samples <= tuning.batch_samples else "nothing"
 
 
-def block_warps(shared_out: str, hw: int) -> int:
+def block_warps(tuning: Tuning, shared_out: str, hw: int) -> int:
     """Warps of the launch that finishes a block."""
-    return BLOCK_WARPS // 2 if shared_out == "pool" and hw <= 64 else BLOCK_WARPS
+    return tuning.block_warps // 2 if shared_out == "pool" and hw <= 64 else tuning.block_warps

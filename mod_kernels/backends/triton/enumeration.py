@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from . import configs
 from .configs import SCALAR_TYPES, align_of
+from .tuning import DEFAULT, Tuning
 from .variants import (
     Selector,
     Tail,
@@ -48,7 +49,9 @@ PAPER_SHAPES = tuple(
 )
 
 
-def variants(shape: Shape, dtype: str, position: str = "first", channels_last: bool = False) -> Iterator[Variant]:
+def variants(
+    shape: Shape, dtype: str, position: str = "first", channels_last: bool = False, tuning: Tuning = DEFAULT
+) -> Iterator[Variant]:
     """Every variant that the ops launch for ``shape`` in ``dtype`` (a key of SCALAR_TYPES but float64).
 
     For dense x and z in one layout, weights of x's dtype and a selector without biases (the paper's), whatever the
@@ -57,15 +60,15 @@ def variants(shape: Shape, dtype: str, position: str = "first", channels_last: b
     x = SCALAR_TYPES[dtype]
     aligns = align_of(shape.channels * shape.hw), align_of(shape.hw)
     tail = Tail(
-        x, shape.channels, shape.k, shape.mid, shape.hw, *aligns, shape.kind == "bottleneck", False, position,
-        channels_last,
+        tuning, x, shape.channels, shape.k, shape.mid, shape.hw, *aligns, shape.kind == "bottleneck", False,
+        position, channels_last,
     )  # fmt: skip
-    apart = configs.second_layer_apart(shape.channels, shape.hidden)
+    apart = configs.second_layer_apart(tuning, shape.channels, shape.hidden)
     selector = Selector(
-        (x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, *aligns, channels_last, apart=apart
+        tuning, (x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, *aligns, channels_last, apart=apart
     )
-    batches = (1, configs.BATCH_SAMPLES + 1)
-    ways = dict.fromkeys(configs.shared_out(shape.channels, shape.hidden, samples) for samples in batches)
+    batches = (1, tuning.batch_samples + 1)
+    ways = dict.fromkeys(configs.shared_out(tuning, shape.channels, shape.hidden, samples) for samples in batches)
     for copy in (False, True):
         for pooled in (False, True):
             for way in ways:
@@ -77,11 +80,11 @@ def variants(shape: Shape, dtype: str, position: str = "first", channels_last: b
         yield layers_variant(selector)
     yield rank_variant(selector)
     yield from tail_variants(tail)
-    yield from plane_variants(shape, dtype, position, channels_last)
+    yield from plane_variants(shape, dtype, position, channels_last, tuning)
 
 
 def plane_variants(
-    shape: Shape, dtype: str, position: str = "first", channels_last: bool = False
+    shape: Shape, dtype: str, position: str = "first", channels_last: bool = False, tuning: Tuning = DEFAULT
 ) -> Iterator[Variant]:
     """Those of gather, fuse and add_relu_pool, for dense x and z in one layout; ``dtype`` may be float64."""
     x, hw_align = SCALAR_TYPES[dtype], align_of(shape.hw)
@@ -89,9 +92,9 @@ def plane_variants(
     for has_b in (False, True):
         for relu in (False, True):
             yield add_relu_pool_variant(
-                x, shape.channels, shape.hw, align_of(stride), hw_align, channels_last, has_b, relu
+                tuning, x, shape.channels, shape.hw, align_of(stride), hw_align, channels_last, has_b, relu
             )
-    sizes = (x, shape.channels, shape.k, shape.hw)
+    sizes = (tuning, x, shape.channels, shape.k, shape.hw)
     yield gather_variant(*sizes, align_of(stride), hw_align, channels_last)
     for in_place in (False, True):
         aligns = align_of(stride), align_of(shape.k * shape.hw), hw_align

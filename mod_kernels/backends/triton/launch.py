@@ -1,7 +1,7 @@
 """The raw ops on the host: outputs and scratch allocated, variants looked up, kernels launched.
 
 Functions carry the raw ops' arguments (:data:`mod_kernels._library.OPS`), which have been checked and laid out by
-:mod:`mod_kernels.functional`. Which variants a call needs is worked out once for its sizes (the plans below).
+:mod:`mod_kernels.functional`. Which variants a call needs is worked out once for its sizes (:mod:`.plans`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,21 @@ from ..._library import accumulation_dtype
 from ...spec import read_form
 from . import configs, variants
 from .configs import align_of
-from .variants import Selector, Tail, Variant
+from .in_force import tuning_for
+from .plans import (
+    MOST_PLANS,
+    TYPE_NAMES,
+    Launch,
+    SelectorKey,
+    block_plan,
+    map_of,
+    sample_stride,
+    select_plan,
+    tail_plan,
+)
+from .variants import Variant
 
-_TYPE_NAMES = {getattr(torch, name): kind for name, kind in configs.SCALAR_TYPES.items()}
 _INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-_PLANS = 1024  # remembered for each op: sizes a process meets, batch sizes included
 
 
 @functools.cache
@@ -75,6 +85,10 @@ def run(variant: Variant, programs: int, *arguments: Tensor | int) -> None:
     compiled[(programs, 1, 1)](*addresses, *arguments[variant.tensors :], *constants)
 
 
+def _launch(one: Launch, *tensors: Tensor) -> None:
+    run(one.variant, one.programs, *tensors, *one.scalars)
+
+
 def _on_device_of(x: Tensor):
     """Triton launches on the current device: make it x's."""
     if x.is_cuda and x.device.index != torch.cuda.current_device():
@@ -82,77 +96,7 @@ def _on_device_of(x: Tensor):
     return contextlib.nullcontext()
 
 
-def _sample_stride(x: Tensor) -> int:
-    """Elements from sample to sample."""
-    n, channels, h, w = x.shape
-    return x.stride(0) if n > 1 else channels * h * w
-
-
-def _units(elements: int) -> int:
-    """Sixteens that hold so many float32 values: sections of scratch start at such a multiple."""
-    return -(-elements // 16)
-
-
 # ---- select
-
-
-class _Launch(NamedTuple):
-    """A variant, how many programs of it, and its integer arguments."""
-
-    variant: Variant
-    programs: int
-    scalars: tuple[int, ...]
-
-    def on(self, *tensors: Tensor) -> None:
-        run(self.variant, self.programs, *tensors, *self.scalars)
-
-
-class _Map(NamedTuple):
-    """What a plan depends on in a feature map."""
-
-    dtype: torch.dtype
-    n: int
-    channels: int
-    height: int
-    width: int
-    stride: int  # from sample to sample, in elements
-    channels_last: bool
-
-    @property
-    def hw(self) -> int:
-        return self.height * self.width
-
-    @property
-    def align(self) -> int:
-        """What the compiler is told to divide the stride."""
-        return align_of(self.stride)
-
-    @property
-    def hw_align(self) -> int:
-        return align_of(self.hw)
-
-    @property
-    def hw_units(self) -> int:
-        return self.hw // self.hw_align
-
-
-def _map_of(x: Tensor) -> _Map:
-    return _Map(x.dtype, *x.shape, _sample_stride(x), layout_of(x) == CHANNELS_LAST)
-
-
-class _SelectorKey(NamedTuple):
-    """What a plan depends on in a selector; ``types``: fc1, fc2, fc1_bias, fc2_bias."""
-
-    types: tuple[torch.dtype, ...]
-    hidden: int
-    k: int
-    biases: tuple[bool, bool]
-    pooled: bool
-
-    def on(self, x: _Map, **fields: bool) -> Selector:
-        names = tuple(_TYPE_NAMES[dtype] for dtype in (x.dtype, *self.types))
-        sizes = (x.channels, self.hidden, self.k, x.hw, x.align, x.hw_align, x.channels_last)
-        return Selector(names, *sizes, self.biases, self.pooled, **fields)
 
 
 class _Weights(NamedTuple):
@@ -164,44 +108,19 @@ class _Weights(NamedTuple):
     bias2: Tensor
 
 
-def _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k) -> tuple[_Weights, _SelectorKey]:
+def _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k) -> tuple[_Weights, SelectorKey]:
     biases = (fc1_bias is not None, fc2_bias is not None)
     weights = _Weights(
         fc1_weight, fc2_weight, fc1_bias if biases[0] else fc1_weight, fc2_bias if biases[1] else fc2_weight
     )
     types = tuple(tensor.dtype for tensor in weights)
-    return weights, _SelectorKey(types, fc1_weight.shape[0], k, biases, pooled is not None)
+    return weights, SelectorKey(types, fc1_weight.shape[0], k, biases, pooled is not None)
 
 
 def _check_size(x: Tensor) -> None:
     """Offsets inside a sample are int32 in the kernels; between samples they are int64."""
     if x.shape[1:].numel() >= 2**31:
         raise ValueError(f"the Triton kernels take samples of fewer than 2^31 elements, got {tuple(x.shape)}")
-
-
-class _SelectPlan(NamedTuple):
-    """Launches of the selector; ``layers`` None where whoever ranks does the second layer."""
-
-    pool: _Launch
-    layers: _Launch | None
-    rank: _Launch
-    scratch_units: int
-
-
-@functools.lru_cache(_PLANS)
-def _select_plan(x: _Map, key: _SelectorKey) -> _SelectPlan:
-    selector = key.on(x, apart=configs.second_layer_apart(x.channels, key.hidden))
-    keys_units = _units(x.n * selector.pool.shares * key.hidden)
-    keys = 2 * x.n * selector.slices * selector.keep if selector.apart else 0  # an int64 is two float32 wide
-    layers = None
-    if selector.apart:
-        layers = _Launch(variants.layers_variant(selector), x.n * selector.slices, (keys_units,))
-    return _SelectPlan(
-        _Launch(variants.pool_variant(selector), x.n * selector.pool.shares, (x.stride // x.align, x.hw_units)),
-        layers,
-        _Launch(variants.rank_variant(selector), x.n, (keys_units,)),
-        keys_units + _units(keys),
-    )
 
 
 def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
@@ -220,13 +139,13 @@ def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
         return outputs
     _check_size(x)
     weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-    plan = _select_plan(_map_of(x), key)
+    plan = select_plan(tuning_for(x), map_of(x), key)
     scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
     with _on_device_of(x):
-        plan.pool.on(x, x, pooled_out if pooled is None else pooled, weights.fc1, scratch)
+        _launch(plan.pool, x, x, pooled_out if pooled is None else pooled, weights.fc1, scratch)
         if plan.layers is not None:
-            plan.layers.on(scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits)
-        plan.rank.on(scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits, index, scores)
+            _launch(plan.layers, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits)
+        _launch(plan.rank, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits, index, scores)
     return outputs
 
 
@@ -240,8 +159,8 @@ def select_channels_saving(*arguments):
 
 # ---- gather and fuse
 
-_gather_variant = functools.lru_cache(_PLANS)(variants.gather_variant)
-_fuse_variant = functools.lru_cache(_PLANS)(variants.fuse_variant)
+_gather_variant = functools.lru_cache(MOST_PLANS)(variants.gather_variant)
+_fuse_variant = functools.lru_cache(MOST_PLANS)(variants.fuse_variant)
 
 
 def gather_channels(x, index):
@@ -250,11 +169,11 @@ def gather_channels(x, index):
     out = _like(x, k)
     if out.numel() == 0:
         return out
-    hw, stride = h * w, _sample_stride(x)
+    tuning, hw, stride = tuning_for(x), h * w, sample_stride(x)
     align, hw_align = align_of(stride), align_of(hw)
-    x_type, channels_last = _TYPE_NAMES[x.dtype], layout_of(x) == CHANNELS_LAST
-    variant = _gather_variant(x_type, channels, k, hw, align, hw_align, channels_last)
-    config = configs.gather_config(x_type, k, hw, channels_last)
+    x_type, channels_last = TYPE_NAMES[x.dtype], layout_of(x) == CHANNELS_LAST
+    variant = _gather_variant(tuning, x_type, channels, k, hw, align, hw_align, channels_last)
+    config = configs.gather_config(tuning, x_type, k, hw, channels_last)
     with _on_device_of(x):
         programs = n * config.chunks * config.tiles
         run(variant, programs, x, index, out, stride // align, hw // hw_align, config.tiles)
@@ -274,13 +193,13 @@ def _fuse(x, z, scores, index, position, y):
     k = z.shape[1]
     if x.numel() == 0:
         return
-    hw, stride, stride_z = h * w, _sample_stride(x), _sample_stride(z)
+    tuning, hw, stride, stride_z = tuning_for(x), h * w, sample_stride(x), sample_stride(z)
     align, z_align, hw_align = map(align_of, (stride, stride_z, hw))
     in_place = y is None
     channels_last, z_channels_last = (layout_of(tensor) == CHANNELS_LAST for tensor in (x, z))
-    x_type, form = _TYPE_NAMES[x.dtype], (position, channels_last, z_channels_last, in_place)
-    variant = _fuse_variant(x_type, channels, k, hw, align, z_align, hw_align, *form)
-    config = configs.fuse_config(x_type, channels, k, hw, hw_align, *form)
+    x_type, form = TYPE_NAMES[x.dtype], (position, channels_last, z_channels_last, in_place)
+    variant = _fuse_variant(tuning, x_type, channels, k, hw, align, z_align, hw_align, *form)
+    config = configs.fuse_config(tuning, x_type, channels, k, hw, hw_align, *form)
     if config.flat:
         pointers = (x, z, scores, x if in_place else y)
     else:
@@ -304,7 +223,7 @@ def fuse_channels_(x, z, scores, index, position):
 
 # ---- the ending of the block before
 
-_add_relu_pool_variant = functools.lru_cache(_PLANS)(variants.add_relu_pool_variant)
+_add_relu_pool_variant = functools.lru_cache(MOST_PLANS)(variants.add_relu_pool_variant)
 
 
 def _add_relu_pool(a, b, relu, y):
@@ -315,9 +234,9 @@ def _add_relu_pool(a, b, relu, y):
     if a.numel() == 0:
         return pooled
     second = a if b is None else b
-    hw, strides = h * w, tuple(map(_sample_stride, (a, second, y)))
+    hw, strides = h * w, tuple(map(sample_stride, (a, second, y)))
     align, hw_align = align_of(*strides), align_of(hw)
-    sizes = (_TYPE_NAMES[a.dtype], channels, hw)
+    sizes = (tuning_for(a), TYPE_NAMES[a.dtype], channels, hw)
     channels_last = layout_of(a) == CHANNELS_LAST
     variant = _add_relu_pool_variant(*sizes, align, hw_align, channels_last, b is not None, relu)
     programs = n * configs.pool_config(*sizes, hw_align, channels_last).shares
@@ -339,59 +258,16 @@ def add_relu_pool_(a, b, relu):
 # ---- the tail, and the whole block
 
 
-def _tail_of(x: _Map, k: int, form: str) -> Tail:
-    kind, mid, final_relu, position = read_form(form)
-    sizes = (x.channels, k, mid, x.hw, x.align, x.hw_align)
-    return Tail(_TYPE_NAMES[x.dtype], *sizes, kind == "bottleneck", final_relu, position, x.channels_last)
-
-
-@functools.lru_cache(_PLANS)
-def _tail_plan(x: _Map, k: int, form: str) -> tuple[_Launch, ...]:
-    tail = _tail_of(x, k, form)
-    scalars = (x.stride // x.align, x.hw_units, x.width, tail.programs)
-    return tuple(_Launch(variant, x.n * tail.programs, scalars) for variant in variants.tail_variants(tail))
-
-
 def tail_(x, scores, index, conv_parameters, form):
     if x.numel() == 0:
         return
     _check_size(x)
-    plan = _tail_plan(_map_of(x), index.shape[1], form)
+    plan = tail_plan(tuning_for(x), map_of(x), index.shape[1], form)
     n, _, h, w = x.shape
     mid = x.new_empty((n, read_form(form).mid_channels, h, w), dtype=torch.float32)
     with _on_device_of(x):
         for launch in plan:
-            launch.on(x, index, scores, conv_parameters, mid)
-
-
-class _BlockPlan(NamedTuple):
-    """Launches of a block in order: ``pool`` and ``layers`` (both, over the batch) where there are any."""
-
-    pool: _Launch | None
-    layers: tuple[_Launch, ...]
-    finish: _Launch
-    scratch_units: int
-
-
-@functools.lru_cache(_PLANS)
-def _block_plan(x: _Map, key: _SelectorKey, y_stride: int, copy: bool, form: str) -> _BlockPlan:
-    shared_out = configs.shared_out(x.channels, key.hidden, x.n)
-    # The samples that the last launch is told the stride of: where it makes a copy, its y is dense.
-    last = x if shared_out == "pool" else x._replace(stride=y_stride)
-    selector = key.on(x, copy=copy, apart=shared_out == "layers", fused=True)
-    tail = _tail_of(last, key.k, form)
-    chosen = variants.block_variants(selector, tail, shared_out)
-    # Where the slots would lie the batch's hidden layer does, where there is one; it is no larger.
-    keys_units = _units(x.n * selector.pool.shares * key.hidden)
-    mid_units = keys_units + _units(2 * x.n * selector.slices * selector.keep if shared_out == "layers" else 0)
-    scratch_units = mid_units + _units(x.n * tail.mid * x.hw)
-    pool = None
-    if chosen.pool is not None:
-        pool = _Launch(chosen.pool, x.n * chosen.pool_shares, (x.stride // x.align, x.hw_units))
-    layers = tuple(_Launch(one, variants.linear_programs(one, x.n), (x.n,)) for one in chosen.layers)
-    programs = {"pool": selector.pool.shares, "layers": selector.slices, "nothing": 1}[shared_out]
-    scalars = keys_units, mid_units, last.stride // last.align, last.hw_units, x.width
-    return _BlockPlan(pool, layers, _Launch(chosen.finish, x.n * programs, scalars), scratch_units)
+            _launch(launch, x, index, scores, conv_parameters, mid)
 
 
 def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form, counters):
@@ -403,20 +279,20 @@ def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_par
         return logits
     _check_size(x)
     weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-    plan = _block_plan(_map_of(x), key, _sample_stride(y), y is not x, form)
+    plan = block_plan(tuning_for(x), map_of(x), key, sample_stride(y), y is not x, form)
     scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
     # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
     means = logits if pooled is None else pooled
     with _on_device_of(x):
         if plan.pool is not None:
-            plan.pool.on(x, y, means, weights.fc1, scratch)
+            _launch(plan.pool, x, y, means, weights.fc1, scratch)
         if plan.layers:
             first, second = plan.layers
-            first.on(means, weights.fc1, weights.bias1, scratch)
-            second.on(scratch, weights.fc2, weights.bias2, logits)
+            _launch(first, means, weights.fc1, weights.bias1, scratch)
+            _launch(second, scratch, weights.fc2, weights.bias2, logits)
         source = x if plan.pool is None and not plan.layers else y
         selector = (weights.fc1, weights.bias1, weights.fc2, weights.bias2)
-        plan.finish.on(source, y, means, *selector, conv_parameters, logits, index, scratch, counters)
+        _launch(plan.finish, source, y, means, *selector, conv_parameters, logits, index, scratch, counters)
     return logits
 
 

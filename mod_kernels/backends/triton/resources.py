@@ -20,6 +20,7 @@ from .configs import SCALAR_BYTES, SCALAR_TYPES, WIDEST_LOAD, align_of
 from .enumeration import Shape, plane_variants, variants
 from .estimate import GPUS, estimate
 from .occupancy import occupancy
+from .tuning import of_capability
 from .variants import Variant
 
 # What the kernels that pool do pool.
@@ -90,7 +91,7 @@ def measure(
         for capability in capabilities
         for shape in shapes
         for dtype in dtypes
-        for variant in _variants(shape, dtype)
+        for variant in _variants(shape, dtype, capability)
     ]
     rows = []
     for row in _rows(jobs):
@@ -99,10 +100,10 @@ def measure(
     return rows
 
 
-def _variants(shape: Shape, dtype: str) -> Iterator[Variant]:
-    """In both layouts; in float64 only some ops are served."""
-    enumerated = plane_variants if dtype == "float64" else variants
-    layouts = (enumerated(shape, dtype, channels_last=channels_last) for channels_last in (False, True))
+def _variants(shape: Shape, dtype: str, capability: int) -> Iterator[Variant]:
+    """In both layouts, as the capability's own tuning has them; in float64 only some ops are served."""
+    enumerated, tuning = plane_variants if dtype == "float64" else variants, of_capability(capability)
+    layouts = (enumerated(shape, dtype, channels_last=last, tuning=tuning) for last in (False, True))
     yield from dict.fromkeys(variant for layout in layouts for variant in layout)
 
 

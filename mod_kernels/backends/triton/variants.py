@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from . import configs
 from .configs import accumulator, power_of_two
+from .tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Selector:
     vector is needed by nobody else.
     """
 
+    tuning: Tuning
     types: tuple[str, str, str, str, str]
     channels: int
     hidden: int
@@ -72,11 +74,11 @@ class Selector:
     @property
     def pool(self) -> configs.PoolConfig:
         sizes = (self.channels, self.hw, self.hw_align)
-        return configs.pool_config(self.types[0], *sizes, self.channels_last, self.fused)
+        return configs.pool_config(self.tuning, self.types[0], *sizes, self.channels_last, self.fused)
 
     @property
     def layers(self) -> configs.LayersConfig:
-        return configs.layers_config(self.channels, self.hidden, self.pool.shares, self.apart)
+        return configs.layers_config(self.tuning, self.channels, self.hidden, self.pool.shares, self.apart)
 
     @property
     def keep(self) -> int:
@@ -142,6 +144,7 @@ def _layer_pointers(selector: Selector) -> dict[str, str]:
 class Tail:
     """What the tail's variants depend on."""
 
+    tuning: Tuning
     x: str
     channels: int
     k: int
@@ -166,7 +169,7 @@ class Tail:
     @property
     def config(self) -> configs.TailConfig:
         """Of ``tail_``."""
-        return configs.own_tail_config(self.k, self.mid, self.hw)
+        return configs.own_tail_config(self.tuning, self.k, self.mid, self.hw)
 
     @property
     def programs(self) -> int:
@@ -219,19 +222,19 @@ def block_variants(selector: Selector, tail: Tail, shared_out: str) -> BlockVari
 def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     x, fc1, fc2, bias1, bias2 = selector.types
     pool = selector.pool
-    num_warps = configs.block_warps(shared_out, tail.hw)
+    num_warps = configs.block_warps(tail.tuning, shared_out, tail.hw)
     pointers = {
         "x_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "fc1_bias_ptr": bias1,
         "fc2_weight_ptr": fc2, "fc2_bias_ptr": bias2, "conv_ptr": "fp32", "logits_ptr": "fp32", "index_ptr": "i64",
         "scratch_ptr": "fp32", "counters_ptr": "i32",
     }  # fmt: skip
     scalars = {"keys_units": "i64", "mid_units": "i64", "stride_xn": "i64", "hw_units": "i32", "width": "i32"}
+    tail_config = configs.tail_config(tail.tuning, tail.k, tail.mid, tail.hw, num_warps)
     constants = selector.constants() | tail.constants()
     constants |= {
         "CHUNK_C": pool.chunk_channels, "PARTS": pool.parts, "POOL_HW": pool.block_hw, "RUN": pool.run,
-        "LANES": pool.lanes, "BLOCK_R": pool.units(selector.hidden),
-        "TAIL_HW": configs.tail_config(tail.k, tail.mid, tail.hw, num_warps).block_hw, "POOLED": selector.pooled,
-        "COPY": selector.copy, "SHARED_OUT": shared_out,
+        "LANES": pool.lanes, "BLOCK_R": pool.units(selector.hidden), "TAIL_HW": tail_config.block_hw,
+        "POOLED": selector.pooled, "COPY": selector.copy, "SHARED_OUT": shared_out,
     }  # fmt: skip
     return _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
 
@@ -239,10 +242,10 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
 def linear_variants(selector: Selector) -> tuple[Variant, Variant]:
     """The selector's two layers over the batch."""
     _, fc1, fc2, bias1, bias2 = selector.types
-    channels, hidden = selector.channels, selector.hidden
+    channels, hidden, tuning = selector.channels, selector.hidden, selector.tuning
     layers = (
-        (fc1, bias1, channels, hidden, configs.FIRST_LAYER_TILE, selector.biases[0], True),
-        (fc2, bias2, hidden, channels, configs.SECOND_LAYER_TILE, selector.biases[1], False),
+        (fc1, bias1, channels, hidden, tuning.first_layer_tile, selector.biases[0], True),
+        (fc2, bias2, hidden, channels, tuning.second_layer_tile, selector.biases[1], False),
     )
     pointers = ("in_ptr", "weight_ptr", "bias_ptr", "out_ptr")
     return tuple(
@@ -253,7 +256,7 @@ def linear_variants(selector: Selector) -> tuple[Variant, Variant]:
             {"INPUTS": inputs, "OUTPUTS": outputs}
             | dict(zip(("BLOCK_N", "BLOCK_IN", "BLOCK_OUT"), tile, strict=True))
             | {"HAS_BIAS": has_bias, "RELU": relu},
-            num_warps=4,
+            num_warps=tuning.linear_warps,
         )
         for weight, bias, inputs, outputs, tile, has_bias, relu in layers
     )
@@ -268,10 +271,10 @@ def linear_programs(variant: Variant, samples: int) -> int:
 
 
 def gather_variant(
-    x: str, channels: int, k: int, hw: int, align: int, hw_align: int, channels_last: bool
+    tuning: Tuning, x: str, channels: int, k: int, hw: int, align: int, hw_align: int, channels_last: bool
 ) -> Variant:
     """The gather's, for x's type."""
-    config = configs.gather_config(x, k, hw, channels_last)
+    config = configs.gather_config(tuning, x, k, hw, channels_last)
     pointers = {"x_ptr": x, "index_ptr": "i64", "out_ptr": x}
     scalars = {"stride_xn": "i64", "hw_units": "i32", "tiles": "i32"}
     constants = {
@@ -282,11 +285,13 @@ def gather_variant(
 
 
 def fuse_variant(
-    x: str, channels: int, k: int, hw: int, align: int, z_align: int, hw_align: int, position: str,
+    tuning: Tuning, x: str, channels: int, k: int, hw: int, align: int, z_align: int, hw_align: int, position: str,
     channels_last: bool, z_channels_last: bool, in_place: bool,
 ) -> Variant:  # fmt: skip
     """The fuse's, out of place or in place, for x's type."""
-    config = configs.fuse_config(x, channels, k, hw, hw_align, position, channels_last, z_channels_last, in_place)
+    config = configs.fuse_config(
+        tuning, x, channels, k, hw, hw_align, position, channels_last, z_channels_last, in_place
+    )
     scores = accumulator(x)
     pointers = {"x_ptr": x, "z_ptr": x, "scores_ptr": scores}
     scalars = {"stride_xn": "i64", "stride_zn": "i64", "hw_units": "i32", "tiles": "i32"}
@@ -311,10 +316,11 @@ def fuse_variant(
 
 
 def add_relu_pool_variant(
-    x: str, channels: int, hw: int, align: int, hw_align: int, channels_last: bool, has_b: bool, relu: bool
-) -> Variant:
+    tuning: Tuning, x: str, channels: int, hw: int, align: int, hw_align: int, channels_last: bool, has_b: bool,
+    relu: bool,
+) -> Variant:  # fmt: skip
     """That of add_relu_pool, in place or not."""
-    config = configs.pool_config(x, channels, hw, hw_align, channels_last)
+    config = configs.pool_config(tuning, x, channels, hw, hw_align, channels_last)
     pointers = {"a_ptr": x, "b_ptr": x, "y_ptr": x, "pooled_ptr": accumulator(x)}
     scalars = dict.fromkeys(("stride_an", "stride_bn", "stride_yn"), "i64") | {"hw_units": "i32"}
     constants = {

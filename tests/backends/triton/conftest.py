@@ -1,6 +1,7 @@
 """The same tests under ``TRITON_INTERPRET=1`` on CPU tensors and, without it, on a GPU; else skipped."""
 
 import contextlib
+import dataclasses
 import os
 import warnings
 
@@ -70,21 +71,17 @@ def program_order(interpreter, monkeypatch):
 
 
 @pytest.fixture
-def with_configs(monkeypatch):
-    """Call with constants of configs.py by name: they hold until the test ends, and nothing planned is kept."""
-    from mod_kernels.backends.triton import configs, launch
+def with_tuning(device):
+    """Call with fields of a Tuning by name: they are in force until the test ends, on top of the built-in ones."""
+    from mod_kernels.backends.triton import in_force, tuning
 
-    def forget():
-        for module in (configs, launch):
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
+    place = -1 if device == "cpu" else torch.cuda.current_device()
+    own = tuning.DEFAULT if place < 0 else in_force.built_in(place)
+    with contextlib.ExitStack() as stack:
 
-    def change(**constants):
-        for name, value in constants.items():
-            monkeypatch.setattr(configs, name, value)
-        forget()
+        def change(**fields):
+            changed = dataclasses.replace(own, **fields)
+            stack.enter_context(in_force.using(changed, place))
+            return changed
 
-    yield change
-    monkeypatch.undo()
-    forget()
+        yield change

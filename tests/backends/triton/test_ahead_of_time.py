@@ -6,6 +6,7 @@ import pytest
 
 from mod_kernels.backends.triton import compile as ahead_of_time
 from mod_kernels.backends.triton import enumeration, variants
+from mod_kernels.backends.triton.tuning import DEFAULT, of_capability
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are Python functions under TRITON_INTERPRET=1", allow_module_level=True)
@@ -29,7 +30,7 @@ def everywhere(variant, dtype):
 @pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES, ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
 @pytest.mark.parametrize("capability", ahead_of_time.CAPABILITIES)
 def test_variants(capability, shape, dtype):
-    for variant in dict.fromkeys(enumeration.variants(shape, dtype)):
+    for variant in dict.fromkeys(enumeration.variants(shape, dtype, tuning=of_capability(capability))):
         if capability == 90 or everywhere(variant, dtype):
             check(variant, capability)
 
@@ -94,13 +95,13 @@ def test_fuse_where_it_did_spill(capability, shape, dtype, position, channels_la
 def test_fuse_of_two_layouts_where_it_did_spill():
     """x in NCHW, z in channels_last: the enumeration has one layout for both."""
     shape = enumeration.PAPER_SHAPES[5]
-    sizes = ("fp16", shape.channels, shape.k, shape.hw, 16, 16, 16)
+    sizes = (DEFAULT, "fp16", shape.channels, shape.k, shape.hw, 16, 16, 16)
     check(variants.fuse_variant(*sizes, "original", False, True, in_place=False), 100)
 
 
 def test_spills_would_be_seen():
     """A tile far too large for its threads: the numbers above are read, not assumed."""
-    selector = variants.Selector(("fp32",) * 5, 1, 64, 4, 2, 4096, 16, 16)
+    selector = variants.Selector(DEFAULT, ("fp32",) * 5, 1, 64, 4, 2, 4096, 16, 16)
     variant = variants.pool_variant(selector)
     constants = dict(variant.constexprs) | {"CHUNK_C": 64, "BLOCK_HW": 1024}
     oversized = variants.Variant(variant.kernel, variant.signature, tuple(constants.items()), num_warps=4)

@@ -22,8 +22,8 @@ CASES = [
 # Where the last program of a sample comes from ("pool", "layers", "nothing" in configs.py), made small.
 WAYS = {
     "pool": {},
-    "layers": {"ONE_LAUNCH_WEIGHTS": 0, "SLICE": 16},
-    "nothing": {"ONE_LAUNCH_WEIGHTS": 0, "BATCH_SAMPLES": 0},
+    "layers": {"one_launch_weights": 0, "slice_channels": 16},
+    "nothing": {"one_launch_weights": 0, "batch_samples": 0},
 }
 POSITIONS = ("first", "last", "original")
 
@@ -69,8 +69,8 @@ def test_gathered_channels_are_read_before_they_are_written(side, kind, position
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("way", WAYS)
-def test_sliced_batch_in_place_leaves_what_lies_between(way, layout, device, with_configs):
-    with_configs(**WAYS[way])
+def test_sliced_batch_in_place_leaves_what_lies_between(way, layout, device, with_tuning):
+    with_tuning(**WAYS[way])
     wide = feature_map((4, 24, 5, 7), layout=layout, device=device)
     before = wide.clone()
     spec = make_spec(24, 4, device=device)
@@ -81,8 +81,8 @@ def test_sliced_batch_in_place_leaves_what_lies_between(way, layout, device, wit
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("way", WAYS)
-def test_sliced_batch_out_of_place(way, layout, device, with_configs):
-    with_configs(**WAYS[way])
+def test_sliced_batch_out_of_place(way, layout, device, with_tuning):
+    with_tuning(**WAYS[way])
     x = feature_map((2, 24, 5, 7), torch.float16, f"{layout}_sliced", device=device)
     spec = make_spec(24, 4, dtype=torch.float32, device=device, bias=True)
     y, logits = block(x, spec)
@@ -93,8 +93,8 @@ def test_sliced_batch_out_of_place(way, layout, device, with_configs):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
-def test_given_pooled(op, way, layout, device, with_configs):
-    with_configs(**WAYS[way])
+def test_given_pooled(op, way, layout, device, with_tuning):
+    with_tuning(**WAYS[way])
     x = feature_map((2, 64, 5, 7), layout=layout, device=device)
     before, pooled = x.clone(), torch.randn((2, 64), device=device)
     spec = make_spec(64, 3, device=device)
@@ -135,9 +135,9 @@ def test_a_nan_reaches_what_torch_lets_it_reach(kind, device):
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
 @pytest.mark.parametrize("kind,shape", [("bottleneck", (3, 100, 5, 7)), ("basic", (2, 64, 20, 21))])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_the_selection(way, kind, shape, op, layout, device, with_configs):
+def test_every_way_to_the_selection(way, kind, shape, op, layout, device, with_tuning):
     """Several programs a sample, C of no power of two, several blocks of pixels for the last of them."""
-    with_configs(POOL_BLOCKS=((None, 64, 16),), SPLIT_CHUNK=16, TILE=512, **WAYS[way])
+    with_tuning(pool_blocks=((None, 64, 16),), split_chunk=16, tile=512, **WAYS[way])
     x = feature_map(shape, torch.float16, layout, device=device)
     before, spec = x.clone(), make_spec(shape[1], 5, kind, hidden=21, device=device, bias=True, position="last")
     result = block(x, spec, op=op)

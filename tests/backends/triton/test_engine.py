@@ -11,7 +11,7 @@ from torch.library import opcheck
 from mod_kernels._layout import memory_format_of
 from mod_kernels._library import accumulation_dtype
 from mod_kernels.backends import Call
-from mod_kernels.backends.triton import _OPS, TRITON, configs, enumeration, launch
+from mod_kernels.backends.triton import _OPS, TRITON, enumeration, launch
 
 from ...support import feature_map, make_spec
 from .checks import same_bits
@@ -158,13 +158,13 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, device, monkeypatch, with_configs):
+def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, device, monkeypatch, with_tuning):
     """No launch outside the enumerated variants, none of them never launched, arguments typed as they say."""
-    with_configs(ONE_LAUNCH_WEIGHTS=16384)
+    tuning = with_tuning(one_launch_weights=16384)
     launched = recorded_launches(monkeypatch)
     kind = getattr(torch, dtype)
     spec = make_spec(shape.channels, shape.k, shape.kind, kind, hidden=shape.hidden, device=device)
-    for samples in (1, configs.BATCH_SAMPLES + 1):
+    for samples in (1, tuning.batch_samples + 1):
         x = torch.zeros((samples, shape.channels, shape.hw // 35, 35), dtype=kind, device=device)
         x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         z = x[:, : shape.k].contiguous(memory_format=memory_format_of(x))
@@ -177,7 +177,7 @@ def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, de
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k)
         TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
         run_plane_ops(x, z, scores, index)
-    assert set(launched) == set(enumeration.variants(shape, dtype, channels_last=channels_last))
+    assert set(launched) == set(enumeration.variants(shape, dtype, channels_last=channels_last, tuning=tuning))
     check_arguments(launched)
 
 

@@ -114,8 +114,8 @@ def addresses_checked(builder, arguments):
 @each_size
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("apart", [False, True])
-def test_select(apart, pooled, sample, k, layout, last_sample_only, with_configs):
-    with_configs(**{"MAX_LAYER_WEIGHTS": 0, "SLICE": 8} if apart else {})
+def test_select(apart, pooled, sample, k, layout, last_sample_only, with_tuning):
+    with_tuning(**{"max_layer_weights": 0, "slice_channels": 8} if apart else {})
     last_sample_only(sample)
     x, spec = large(sample, layout), make_spec(sample[0], k, "basic", DTYPE, hidden=3)
     means = large_rows(sample, torch.randn(sample[0])) if pooled else None
@@ -181,8 +181,8 @@ def test_tail(kind, sample, k, layout, last_sample_only):
 @pytest.mark.parametrize("sample,k,layout,pooled", [*((*size, False) for size in SIZES), (*SIZES[-1], True)])
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
 @pytest.mark.parametrize("way", WAYS)
-def test_block(way, op, sample, k, layout, pooled, last_sample_only, with_configs):
-    with_configs(**WAYS[way] | ({"BATCH_SAMPLES": 2**31} if way == "layers" else {}))
+def test_block(way, op, sample, k, layout, pooled, last_sample_only, with_tuning):
+    with_tuning(**WAYS[way] | ({"batch_samples": 2**31} if way == "layers" else {}))
     last_sample_only(sample)
     x, spec = large(sample, layout), make_spec(sample[0], k, "basic", DTYPE, hidden=3)
     means = large_rows(sample, torch.randn(sample[0])) if pooled else None

@@ -32,15 +32,15 @@ def run_block(kind, op, position="first", layout="nchw"):
     return before, spec, (result if op == "mod_block" else (x, result))
 
 
-SMALL = {"POOL_BLOCKS": ((None, 256, 4),), "SPLIT_CHUNK": 4, "TILE": 128, "SLICE": 4}
+SMALL = {"pool_blocks": ((None, 256, 4),), "split_chunk": 4, "tile": 128, "slice_channels": 4}
 
 
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("kind,position", [("bottleneck", "first"), ("basic", "original")])
 @pytest.mark.parametrize("way", WAYS)
-def test_block(way, kind, position, layout, op, program_order, with_configs):
-    with_configs(**WAYS[way] | SMALL)
+def test_block(way, kind, position, layout, op, program_order, with_tuning):
+    with_tuning(**WAYS[way] | SMALL)
     results = []
     for order in ORDERS:
         with program_order(order):
@@ -53,8 +53,8 @@ def test_block(way, kind, position, layout, op, program_order, with_configs):
 
 @pytest.mark.parametrize("hidden", [6, 170])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_select(pooled, hidden, program_order, with_configs):
-    with_configs(SLICE=32)
+def test_select(pooled, hidden, program_order, with_tuning):
+    with_tuning(slice_channels=32)
     x = feature_map((2, 100, 5, 7), torch.float16)
     spec = make_spec(100, 3, dtype=torch.float16, hidden=hidden)
     given = torch.randn(2, 100) if pooled else None
@@ -70,9 +70,9 @@ def test_select(pooled, hidden, program_order, with_configs):
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("position", ["first", "last", "original"])
-def test_fuse(position, layout, program_order, with_configs):
+def test_fuse(position, layout, program_order, with_tuning):
     """With repeated channels for "original"; several programs for the pixels of a channel."""
-    with_configs(MAX_BLOCK_HW=16)
+    with_tuning(max_block_hw=16)
     x, z = feature_map((2, 6, 5, 7), layout=layout), feature_map((2, 5, 5, 7), layout=layout)
     scores = torch.rand(2, 5)
     index = torch.tensor([[4, 2, 4, 2, 4], [0, 5, 5, 5, 0]]) if position == "original" else None
@@ -156,9 +156,9 @@ def _is_program_zero(counter_ptr, PROGRAMS: tl.constexpr):
 
 
 @pytest.mark.parametrize("way", ["pool", "layers"])
-def test_finds_a_block_finished_by_the_wrong_program(way, program_order, with_configs, monkeypatch):
+def test_finds_a_block_finished_by_the_wrong_program(way, program_order, with_tuning, monkeypatch):
     """By the first to arrive: wrong in every order. By number 0: right where it happens to come last."""
-    with_configs(**WAYS[way] | SMALL)
+    with_tuning(**WAYS[way] | SMALL)
     assert not wrong_orders(program_order, block_run)
     monkeypatch.setattr(block, "_is_last", _is_first)
     assert wrong_orders(program_order, block_run) == list(ORDERS)
@@ -166,9 +166,9 @@ def test_finds_a_block_finished_by_the_wrong_program(way, program_order, with_co
     assert wrong_orders(program_order, block_run) == ["forward", "shuffled"]
 
 
-def test_finds_counters_that_are_not_put_back(program_order, with_configs):
+def test_finds_counters_that_are_not_put_back(program_order, with_tuning):
     """A second call must find what the first did: here it does not, and no program believes to be the last."""
-    with_configs(**SMALL)
+    with_tuning(**SMALL)
     with program_order("forward"):
         run_block("bottleneck", "mod_block_")
         for counters in workspace._of_stream.values():

@@ -10,15 +10,16 @@ from typer.testing import CliRunner
 from mod_kernels import cli
 from mod_kernels.backends.triton import compile as ahead_of_time
 from mod_kernels.backends.triton import enumeration, ptx, resources, variants
+from mod_kernels.backends.triton.tuning import DEFAULT
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are Python functions under TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
 SHAPE = enumeration.PAPER_SHAPES[1]  # 512x28x28
-GATHER = variants.gather_variant("fp16", SHAPE.channels, SHAPE.k, SHAPE.hw, 16, 16, False)
+GATHER = variants.gather_variant(DEFAULT, "fp16", SHAPE.channels, SHAPE.k, SHAPE.hw, 16, 16, False)
 POOL = variants.pool_variant(
-    variants.Selector(("fp16",) * 5, SHAPE.channels, SHAPE.hidden, SHAPE.k, SHAPE.hw, 16, 16)
+    variants.Selector(DEFAULT, ("fp16",) * 5, SHAPE.channels, SHAPE.hidden, SHAPE.k, SHAPE.hw, 16, 16)
 )
 
 
@@ -100,7 +101,7 @@ def test_a_narrow_load_is_named(run):
 
 def test_a_narrow_load_is_right_where_nothing_is_aligned():
     shape = enumeration.PAPER_SHAPES[3]  # 7x7: rows begin anywhere
-    selector = variants.Selector(("fp16",) * 5, shape.channels, shape.hidden, shape.k, shape.hw, 1, 1)
+    selector = variants.Selector(DEFAULT, ("fp16",) * 5, shape.channels, shape.hidden, shape.k, shape.hw, 1, 1)
     row = resources.row_of(shape, "float16", _planted(variants.pool_variant(selector), RUN=0, BLOCK_HW=64), 90)
     assert row.pool_load_widths == (2, 2)
     assert row.ok

@@ -136,9 +136,9 @@ def test_a_sample_does_not_depend_on_its_batch(hidden, device):
 
 
 @pytest.mark.parametrize("k", [1, 3, 16, 20, 68])
-def test_ranking_by_slices(k, device, with_configs):
+def test_ranking_by_slices(k, device, with_tuning):
     """Fewer channels a slice than k, as many, and more; the last slice is not full; ties between slices."""
-    with_configs(SLICE=16)
+    with_tuning(slice_channels=16)
     spec = make_spec(68, k, hidden=300, device=device, bias=True)
     spec.fc2_weight[34:] = spec.fc2_weight[:34]
     spec.fc2_bias[34:] = spec.fc2_bias[:34]
