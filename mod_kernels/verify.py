@@ -18,17 +18,15 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.backends import cudnn
-from torch.utils import deterministic
 
 from . import backends, functional, reference
+from ._fresh_memory import poisoned
 from ._layout import layout_of
 from ._library import accumulation_dtype
 from ._tolerances import LOGITS, VALUES, relative_norm, relative_to_largest
@@ -305,7 +303,7 @@ class _Checker:
     def _run(self, label: str, op: Callable, *arguments, in_place: bool = False) -> Iterator[Row]:
         """The op's result (its first argument if it returns none), fresh memory poisoned; or a failed row."""
         try:
-            with _poisoned():
+            with poisoned():
                 result = op(*arguments)
         except RuntimeError as error:
             yield self._row(label, "ran", float("inf"), 0, note=str(error).partition("\n")[0])
@@ -352,22 +350,6 @@ def _shortfall(exact: Tensor, index: Tensor) -> float:
 
 def _bits(x: Tensor) -> Tensor:
     return x.contiguous().view(_BITS[x.element_size()])
-
-
-@contextmanager
-def _poisoned() -> Iterator[None]:
-    """Fresh memory is NaN (the largest value in integer tensors) inside."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill_before = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
-        with warnings.catch_warnings():  # the setting warns of cuBLAS; it is here for the memory only
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        deterministic.fill_uninitialized_memory = fill_before
 
 
 def _reference_select_saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
