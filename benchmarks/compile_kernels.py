@@ -14,7 +14,7 @@ import sanitize  # beside this script
 import torch
 
 from mod_kernels import verify
-from mod_kernels.backends.triton import enumeration, launch
+from mod_kernels.backends.triton import enumeration, in_force, launch
 from mod_kernels.backends.triton.variants import Variant
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -39,7 +39,9 @@ def main() -> None:
 def variants() -> list[Variant]:
     """What all three launch, each once, the slowest to compile first."""
     found: dict[Variant, None] = {}
+    tuning = in_force.of_device(torch.cuda.current_device()).tuning
     with (
+        in_force.using(tuning, device=-1),  # the check runs on CPU tensors here
         mock.patch.object(launch, "run", lambda variant, *launched: found.setdefault(variant)),
         mock.patch("mod_kernels.backends.triton._device_problem", lambda device: ""),
     ):
@@ -47,7 +49,7 @@ def variants() -> list[Variant]:
         sanitize.run_all(sanitize.jobs(), "cpu")
     for shape in enumeration.PAPER_SHAPES:
         for dtype in DTYPES:
-            found |= dict.fromkeys(enumeration.variants(shape, str(dtype).removeprefix("torch.")))
+            found |= dict.fromkeys(enumeration.variants(shape, str(dtype).removeprefix("torch."), tuning=tuning))
     return sorted(found, key=lambda variant: variant.kernel, reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""``mod-kernels verify | bench | resources | info``."""
+"""``mod-kernels verify | bench | resources | tune | info``."""
 
 from __future__ import annotations
 
@@ -210,6 +210,48 @@ def resources(
         raise typer.Exit(1)
 
 
+@app.command(name="tune")
+def tune_command(
+    shape: Annotated[list[str] | None, typer.Option(help="256x56x56 and so on; repeatable; default all")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable; default 1, 8, 32, 128")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="of x; repeatable; default float16")] = None,
+    budget: Annotated[float, typer.Option(help="seconds, compiling included")] = 900.0,
+) -> None:
+    """Search block sizes and warps of the Triton kernels on this GPU, and keep the fastest for later processes.
+
+    Every candidate is checked against the untuned kernels before its time counts. `mod-kernels info` shows what is
+    in force and the file it is kept in. Ctrl-C leaves that file as it was.
+    """
+    from . import tune
+    from .backends import triton
+    from .backends.triton import tuning_file
+
+    chosen = [tune.SHAPES[_one_of("shape", name, tune.SHAPES)] for name in shape or tune.SHAPES]
+    served = [name for name in _DTYPES if _DTYPES[name] in triton.DTYPES]
+    dtypes = [_DTYPES[_one_of("dtype", name, served)] for name in dtype or ("float16",)]
+    batches = batch or tune.BATCHES
+    if min(batches) < 1:
+        _refuse(f"batch must be at least 1, got {min(batches)}")
+    if not budget > 0:
+        _refuse(f"budget must be more than 0 seconds, got {budget:g}")
+    problem = triton.gpu_problem()
+    if problem:
+        _refuse(f"tune times kernels on a GPU: {problem}")
+    try:
+        tuning_file.check_writable()
+    except OSError as error:
+        _refuse(f"what is found can't be kept: {error}")
+    console = _console()
+    try:
+        found = tune.tune(chosen, batches, dtypes, budget, lambda verdict: _said(console, str(verdict)))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if not found.complete:
+        _said(console, f"the {budget:g} seconds were over before every candidate was tried")
+    _said(console, f"in force from the next process on: {found.changes or 'the numbers that are built in'}")
+    _said(console, f"written to {found.path}")
+
+
 @app.command()
 def info() -> None:
     """Versions, the processor, which backends work and why the others don't."""
@@ -226,7 +268,11 @@ def info() -> None:
 
 
 def _line(console: Console, name: str, text: str) -> None:
-    console.print(f"{name:<20} {text}", markup=False, highlight=False, soft_wrap=True)
+    _said(console, f"{name:<20} {text}")
+
+
+def _said(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _command(written: Path | None) -> str:

@@ -1,18 +1,23 @@
 """The command line: exit statuses, one-line errors, and what an interrupt leaves."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from mod_kernels import cli, verify
+from mod_kernels import cli, tune, verify
+from mod_kernels.backends import triton
 from mod_kernels.bench import blocks, store
 from mod_kernels.bench.shapes import Shape
+from mod_kernels.tune.search import Verdict
 
 runner = CliRunner()
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 SMALL = Shape("bottleneck", 64, 7, 7)
 
 
@@ -32,6 +37,9 @@ SMALL = Shape("bottleneck", 64, 7, 7)
         (["bench", "--batch", "0"], "batch must be at least 1, got 0"),
         (["bench", "--quick", "--networks"], "--quick is blocks only: leave out --networks or --quick"),
         (["bench", "--network", "resnet75_mod"], "--network goes with --networks"),
+        (["tune", "--dtype", "float64"], "dtype must be one of float16, bfloat16, float32, got 'float64'"),
+        (["tune", "--batch", "0"], "batch must be at least 1, got 0"),
+        (["tune", "--budget", "0"], "budget must be more than 0 seconds, got 0"),
     ],
 )
 def test_a_wrong_argument_is_one_line_on_stderr(arguments, message):
@@ -55,6 +63,69 @@ def test_cuda_without_a_gpu_is_one_line(command):
     result = runner.invoke(cli.app, [command, "--device", "cuda"])
     assert result.exit_code == 2
     assert result.stderr == "mod-kernels: device 'cuda': no CUDA device is available here\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tune_without_a_gpu_is_one_line(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    result = runner.invoke(cli.app, ["tune"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    said = "mod-kernels: tune times kernels on a GPU: "
+    assert result.stderr.startswith(
+        said + ("no CUDA device is available here\n" if _HAS_TRITON else "triton cannot")
+    )
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def fake_tune(monkeypatch, tmp_path):
+    """`mod-kernels tune` as on a GPU, with a search of the test's."""
+    monkeypatch.setenv("MOD_KERNELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(triton, "gpu_problem", lambda: "")
+    return lambda search: monkeypatch.setattr(tune, "tune", search)
+
+
+def test_tune_passes_its_options_on_and_says_what_it_found(fake_tune):
+    seen = []
+
+    def search(shapes, batches, dtypes, budget_s, on_verdict):
+        seen.append((shapes, batches, dtypes, budget_s))
+        on_verdict(Verdict("tile", 2048, True, "3.0% faster over 4 cells"))
+        return tune.Tuned(Path("somewhere"), len(seen) < 2, "tile=2048" if len(seen) < 2 else "")
+
+    fake_tune(search)
+    result = runner.invoke(cli.app, ["tune"])
+    assert result.stdout.splitlines() == [
+        "kept tile 2048: 3.0% faster over 4 cells",
+        "in force from the next process on: tile=2048",
+        "written to somewhere",
+    ]
+    options = ["--shape", "512x7x7", "--batch", "3", "--dtype", "float32", "--dtype", "bfloat16", "--budget", "9"]
+    result = runner.invoke(cli.app, ["tune", *options])
+    assert result.exit_code == 0
+    assert "the 9 seconds were over before every candidate was tried" in result.stdout
+    assert "in force from the next process on: the numbers that are built in" in result.stdout
+    assert seen == [
+        ([*tune.SHAPES.values()], (1, 8, 32, 128), [torch.float16], 900.0),
+        ([Shape("basic", 512, 7, 7)], [3], [torch.float32, torch.bfloat16], 9.0),
+    ]
+
+
+def test_tune_interrupted_exits_with_130(fake_tune):
+    def search(*_):
+        raise KeyboardInterrupt
+
+    fake_tune(search)
+    assert runner.invoke(cli.app, ["tune"]).exit_code == cli.INTERRUPTED
+
+
+def test_tune_does_not_begin_where_nothing_can_be_kept(fake_tune, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MOD_KERNELS_CACHE", str(tmp_path / "file" / "cache"))
+    fake_tune(lambda *_: pytest.fail("it began"))
+    result = runner.invoke(cli.app, ["tune"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("mod-kernels: what is found can't be kept: ")
 
 
 def test_the_module_runs_and_shows_no_traceback():

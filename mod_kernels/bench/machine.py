@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from .._info import cpu_model, gpu_name, version_of
+from ..backends.triton import TRITON
 
 
 def describe() -> dict[str, Any]:
-    """Processor, caches, ISA level, GPU, driver, versions, commit, date."""
+    """Processor, caches, ISA level, GPU, driver, versions, the Triton engine's tuning on a GPU, commit, date."""
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -27,6 +28,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version_of("triton"),
+        "tuning": TRITON.describe().get("tuning"),
         "commit": _commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -108,6 +108,14 @@ def compiler_problem() -> str:
     return _triton_problem()
 
 
+def gpu_problem() -> str:
+    """Why kernels can't be timed here, or ""."""
+    problem = compiler_problem()
+    if problem:
+        return problem
+    return _device_problem("cuda") if torch.cuda.is_available() else "no CUDA device is available here"
+
+
 def _device_problem(device: str) -> str:
     if device == "cpu":
         return "" if _interpreting() else "Triton runs on CPU tensors only under TRITON_INTERPRET=1"
@@ -169,7 +177,7 @@ class TritonEngine(Engine):
         else:
             described["status"] = problem = _device_problem("cuda") or "ok"
             if problem == "ok":
-                described["tuning"] = in_force.of_device(torch.cuda.current_device()).source
+                _, described["tuning"], described["tuning file"] = in_force.of_device(torch.cuda.current_device())
         return described
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,10 +15,11 @@ from .tuning import DEFAULT, Tuning, of_capability
 
 
 class InForce(NamedTuple):
-    """A tuning, and in words where it comes from: why a file that is there is not used as well."""
+    """A tuning and, in words, where it comes from and what is with the file: none, used, or why it is not."""
 
     tuning: Tuning
     source: str
+    file: str = ""
 
 
 # By device index, -1 for CPU tensors; looked up once in a process, at the device's first call.
@@ -70,13 +70,13 @@ def _look_up(device: int) -> InForce:
     try:
         tuning = tuning_file.load(path, gpu, triton)
     except FileNotFoundError:
-        return InForce(own, f"built in; `mod-kernels tune` was not run for this GPU and Triton {triton}")
+        return InForce(own, "built in", f"none: `mod-kernels tune` was not run for this GPU and Triton {triton}")
     except (OSError, ValueError) as error:
-        return InForce(own, f"built in; {path} is not used: {error}")
-    return InForce(tuning, _described(tuning, own, path))
+        return InForce(own, "built in", f"{path} is not used: {error}")
+    return InForce(tuning, f"tuned: {changes(tuning, own) or 'as built in'}", str(path))
 
 
-def _described(tuning: Tuning, own: Tuning, path: Path) -> str:
-    pairs = ((field.name, getattr(tuning, field.name), getattr(own, field.name)) for field in fields(Tuning))
-    changed = [f"{name}={value}" for name, value, before in pairs if value != before]
-    return f"tuned: {' '.join(changed) or 'as built in'}, from {path}"
+def changes(tuning: Tuning, before: Tuning) -> str:
+    """The fields that differ and their values, in words."""
+    pairs = ((field.name, getattr(tuning, field.name), getattr(before, field.name)) for field in fields(Tuning))
+    return " ".join(f"{name}={value}" for name, value, old in pairs if value != old)

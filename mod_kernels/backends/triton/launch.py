@@ -10,6 +10,7 @@ import contextlib
 import functools
 import operator
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,22 @@ def run(variant: Variant, programs: int, *arguments: Tensor | int) -> None:
         variant.compiled[device] = found
     compiled, constants = found
     compiled[(programs, 1, 1)](*addresses, *arguments[variant.tensors :], *constants)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[Variant, int]]]:
+    """Inside, nothing is launched: the variants and numbers of programs that would be, in their order."""
+    global run
+    launched, before = [], run
+
+    def record(variant: Variant, programs: int, *arguments: Tensor | int) -> None:
+        launched.append((variant, programs))
+
+    run = record
+    try:
+        yield launched
+    finally:
+        run = before
 
 
 def _launch(one: Launch, *tensors: Tensor) -> None:

@@ -30,6 +30,18 @@ def path_of(gpu: str, triton: str) -> Path:
     return cache_folder() / f"tuning-{name}.json"
 
 
+def check_writable() -> None:
+    """Whether what a search will find can be kept: better known before it begins.
+
+    Raises:
+        OSError: it can't.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def save(path: Path, tuning: Tuning, gpu: str, triton: str, kept: list[str]) -> None:
     """Write all at once: who reads finds the file as it was before, or as it is after.
 

@@ -49,6 +49,8 @@ def test_no_class_differs_before_one_was_measured():
         ({"block_warps": 32}, "tail_values must be given for 2, 4, 16, 32 warps"),
         ({"tail_values": ((2, ((None, 8),)),)}, "tail_values must be given for"),
         ({"tail_values": 8}, "tail_values must be pairs"),
+        ({"max_block_hw": 32}, "plane_channels must be at most 64, got 128"),
+        ({"tile": 16}, "split_chunk must be at most 32, got 64"),
         ({"pool_shares": 0}, "pool_shares must be 1 or more, got 0"),
         ({"batch_samples": -1}, "batch_samples must be a whole number, 0 or more, got -1"),
         ({"pool_blocks": ((64, 64, 64),)}, "pool_blocks must be rows"),
@@ -130,8 +132,8 @@ def test_a_file_that_may_not_be_used_is_not_and_the_reason_is_told(path, spoil, 
     spoil(path)
     found = in_force.of_device(gpu)
     assert found.tuning is of_capability(89)
-    assert found.source.startswith(f"built in; {path} is not used: {reason}")
-    assert found.source in described(gpu)
+    assert found.file.startswith(f"{path} is not used: {reason}")
+    assert described(gpu) == ("built in", found.file)
 
 
 # ---- what is in force
@@ -155,19 +157,21 @@ def described(gpu):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_interpreting", lambda: False)
-        return TRITON.describe()["tuning"]
+        said = TRITON.describe()
+        return said["tuning"], said["tuning file"]
 
 
 def test_without_a_file_the_architecture_decides(path, gpu):
     assert in_force.of_device(gpu).tuning is of_capability(89)
-    assert "`mod-kernels tune` was not run for this GPU and Triton 3.8.0" in described(gpu)
+    none = "none: `mod-kernels tune` was not run for this GPU and Triton 3.8.0"
+    assert described(gpu) == ("built in", none)
 
 
 def test_the_file_is_used_and_read_once(path, gpu):
     tuning_file.save(path, CHANGED, GPU, VERSION, [])
     found = in_force.of_device(gpu)
     assert dataclasses.asdict(found.tuning) == dataclasses.asdict(CHANGED)
-    assert described(gpu) == f"tuned: pool_warps=4 pool_blocks=((None, 512, 8),), from {path}"
+    assert described(gpu) == ("tuned: pool_warps=4 pool_blocks=((None, 512, 8),)", str(path))
     path.unlink()
     assert in_force.of_device(gpu) is found
 
