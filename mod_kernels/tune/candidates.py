@@ -41,17 +41,17 @@ _MORE_PROGRAMS = "fewer channels a program: more programs for a small batch; mor
 CANDIDATES = (
     Candidates("pool_blocks", ((None, 1024, 4), (None, 2048, 2), (None, 1024, 8)), _MORE_PROGRAMS, row=3),
     Candidates("pool_blocks", ((1024, 256, 4), (1024, 512, 8), (1024, 256, 16)), _MORE_PROGRAMS, row=2),
+    # Planes of 196 pixels in float32; in float16, and those of 49, they are pooled as runs, which ``tile`` bounds.
     Candidates("pool_blocks", ((256, 64, 16), (256, 128, 16), (256, 64, 64)), _MORE_PROGRAMS, row=1),
-    Candidates("pool_blocks", ((64, 64, 32), (64, 64, 16)), _MORE_PROGRAMS, row=0),
     Candidates("pool_warps", (4, 16), "loads in flight against programs on a multiprocessor"),
     Candidates("block_warps", (8, 4), "more programs on a multiprocessor, against a slower last program"),
     Candidates(
         "one_launch_weights",
-        (16384, 32768, 131072, 262144),
+        (16384, 32768, 262144),
         "what a launch costs against one program reading the second layer's weights: by clock and by memory",
     ),
     Candidates(
-        "batch_samples", (16, 32, 128), "two launches more, against the weights read for each sample again"
+        "batch_samples", (16, 128), "two launches more, against the weights read for each sample again"
     ),
     Candidates("tile", (2048, 8192), "registers a thread against loads in flight; planes of 196 pixels in a run"),
     Candidates("split_chunk", (32, 128), "how much of a pixel a program reads in channels_last"),
@@ -73,8 +73,8 @@ CANDIDATES = (
     ),
     Candidates(
         "tail_values",
-        ((8, ((None, 1),)), (8, ((8, 2), (16, 4), (None, 8)))),
-        "pixels at a time: fewer passes against registers",
+        ((8, ((8, 2), (16, 4), (None, 8))),),
+        "the same for planes of 7 x 7, by half the warps",
         row=2,
     ),
     Candidates("first_layer_tile", ((16, 128, 16), (32, 64, 16)), "steps over C, and how often weights are read"),
@@ -82,7 +82,7 @@ CANDIDATES = (
     Candidates("linear_warps", (2, 8), "small products: few warps have little to do each"),
     Candidates("max_block_hw", (512, 2048), "elements a thread of gather and fuse"),
     Candidates("plane_channels", (64, 256), "how much of a pixel a program copies in channels_last"),
-    Candidates("plane_k", (16, 64), "channels of a pixel that a program of gather takes in channels_last"),
+    Candidates("plane_k", (16,), "channels of a pixel that a program of gather takes in channels_last"),
     Candidates("max_layer_weights", (4096, 65536), "what a launch costs against one program reading the weights"),
     Candidates("tail_warps", (8,), "threads a program of `tail_`"),
 )
