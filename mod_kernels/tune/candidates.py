@@ -50,9 +50,7 @@ CANDIDATES = (
         (16384, 32768, 262144),
         "what a launch costs against one program reading the second layer's weights: by clock and by memory",
     ),
-    Candidates(
-        "batch_samples", (16, 128), "two launches more, against the weights read for each sample again"
-    ),
+    Candidates("batch_samples", (16, 128), "two launches more, against the weights read for each sample again"),
     Candidates("tile", (2048, 8192), "registers a thread against loads in flight; planes of 196 pixels in a run"),
     Candidates("split_chunk", (32, 128), "how much of a pixel a program reads in channels_last"),
     Candidates("pool_shares", (16, 32, 128), "programs a sample in channels_last, against slots to be added up"),
