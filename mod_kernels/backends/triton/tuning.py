@@ -85,11 +85,11 @@ class Tuning:
         blocks = ("tile", "split_chunk", "max_block_hw", "plane_channels", "plane_k", "slice_channels")
         for name in blocks:
             _check(name, _power(getattr(self, name)), "a power of two", getattr(self, name))
-        # What a tile holds at most is divided by these: at least one pixel must be left.
+        # What a tile holds, in some cases half of what it could, is divided by these: a pixel at least must be left.
         for name, most in (
             ("split_chunk", 2 * self.tile),
-            ("plane_channels", 2 * self.max_block_hw),
-            ("plane_k", 2 * self.max_block_hw),
+            ("plane_channels", self.max_block_hw),
+            ("plane_k", self.max_block_hw),
         ):
             _check(name, getattr(self, name) <= most, f"at most {most}", getattr(self, name))
         for name in ("pool_warps", "layer_warps", "block_warps", "tail_warps", "linear_warps"):

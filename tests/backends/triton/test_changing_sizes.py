@@ -23,7 +23,7 @@ SIZES = [
     "way,op", [("pool", "mod_block"), ("pool", "mod_block_"), ("layers", "mod_block_"), ("nothing", "mod_block")]
 )
 def test_each_call_is_right_whatever_came_before(way, op, device, with_tuning):
-    with_tuning(pool_blocks=((None, 64, 12),), **WAYS[way])
+    with_tuning(pool_blocks=((None, 64, 8),), **WAYS[way])
     workspace.forget()
     specs = {k: make_spec(24, k, device=device) for _, k in SIZES}
     inputs = [feature_map(shape, device=device) for shape, _ in SIZES]

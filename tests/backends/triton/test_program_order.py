@@ -72,7 +72,7 @@ def test_select(pooled, hidden, program_order, with_tuning):
 @pytest.mark.parametrize("position", ["first", "last", "original"])
 def test_fuse(position, layout, program_order, with_tuning):
     """With repeated channels for "original"; several programs for the pixels of a channel."""
-    with_tuning(max_block_hw=16)
+    with_tuning(max_block_hw=16, plane_channels=16, plane_k=16)
     x, z = feature_map((2, 6, 5, 7), layout=layout), feature_map((2, 5, 5, 7), layout=layout)
     scores = torch.rand(2, 5)
     index = torch.tensor([[4, 2, 4, 2, 4], [0, 5, 5, 5, 0]]) if position == "original" else None

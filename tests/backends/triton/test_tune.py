@@ -198,7 +198,7 @@ def test_what_a_call_writes_is_as_it_was_at_every_measurement(search, op, monkey
         return 1.0
 
     candidates = [WARPS, BLOCK, Candidates("tail_warps", (8,), ""), Candidates("max_block_hw", (16,), "")]
-    search(seconds, ops=(op,), start=dataclasses.replace(DEFAULT, plane_channels=32)).run(candidates)
+    search(seconds, ops=(op,), start=dataclasses.replace(DEFAULT, plane_channels=16, plane_k=16)).run(candidates)
     assert seen and all(seen)
 
 

@@ -49,7 +49,7 @@ def test_no_class_differs_before_one_was_measured():
         ({"block_warps": 32}, "tail_values must be given for 2, 4, 16, 32 warps"),
         ({"tail_values": ((2, ((None, 8),)),)}, "tail_values must be given for"),
         ({"tail_values": 8}, "tail_values must be pairs"),
-        ({"max_block_hw": 32}, "plane_channels must be at most 64, got 128"),
+        ({"max_block_hw": 32}, "plane_channels must be at most 32, got 128"),
         ({"tile": 16}, "split_chunk must be at most 32, got 64"),
         ({"pool_shares": 0}, "pool_shares must be 1 or more, got 0"),
         ({"batch_samples": -1}, "batch_samples must be a whole number, 0 or more, got -1"),
