@@ -14,6 +14,10 @@ from .tuning import Tuning
 
 # Widest factor of the row length told to the compiler: 16 elements are 32 bytes in float16, more than one load.
 MAX_ALIGN = 16
+# Registers a thread of a block's last launch where ptxas, left to itself, spills some to have a program more on a
+# multiprocessor: with 16 warps two programs have these. Given a number it keeps to it, and spills nothing.
+BLOCK_REGISTERS = 64
+
 # torch's names to Triton's, for the dtypes this engine serves.
 SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
 SCALAR_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -151,6 +155,11 @@ def tail_config(tuning: Tuning, k: int, mid: int, hw: int, num_warps: int) -> Ta
     pixels = threads if mid == k else 2 * threads
     block_hw = max(16, min(power_of_two(hw), pixels, values * threads // rows))
     return TailConfig(block_hw, num_warps, split=hw > block_hw)
+
+
+def block_registers(x: str, channels_last: bool) -> int | None:
+    """What ptxas is held to; None where it does well by itself."""
+    return BLOCK_REGISTERS if x == "fp32" and channels_last else None
 
 
 def own_tail_config(tuning: Tuning, k: int, mid: int, hw: int) -> TailConfig:

@@ -85,7 +85,7 @@ class Tuning:
         blocks = ("tile", "split_chunk", "max_block_hw", "plane_channels", "plane_k", "slice_channels")
         for name in blocks:
             _check(name, _power(getattr(self, name)), "a power of two", getattr(self, name))
-        # What a tile holds, in some cases half of what it could, is divided by these: a pixel at least must be left.
+        # What a tile holds, or half of that, is divided by these: a pixel at least must be left.
         for name, most in (
             ("split_chunk", 2 * self.tile),
             ("plane_channels", self.max_block_hw),

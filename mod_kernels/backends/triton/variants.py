@@ -27,6 +27,7 @@ class Variant:
     num_warps: int
     # The tail writes through pointers that it also reads: no software pipelining across its iterations.
     num_stages: int = 1
+    max_registers: int | None = None  # a thread; None: ptxas decides
 
     @functools.cached_property
     def compiled(self) -> dict[int, tuple[object, tuple[object, ...]]]:
@@ -44,7 +45,10 @@ class Variant:
     @functools.cached_property
     def arguments(self) -> dict[str, object]:
         """Keyword arguments of the launch beside the run-time ones."""
-        return dict(self.constexprs) | {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        return dict(self.constexprs) | options
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,8 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
         "LANES": pool.lanes, "BLOCK_R": pool.units(selector.hidden), "TAIL_HW": tail_config.block_hw,
         "POOLED": selector.pooled, "COPY": selector.copy, "SHARED_OUT": shared_out,
     }  # fmt: skip
-    return _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
+    variant = _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
+    return replace(variant, max_registers=configs.block_registers(x, selector.channels_last))
 
 
 def linear_variants(selector: Selector) -> tuple[Variant, Variant]:
