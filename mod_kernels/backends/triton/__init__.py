@@ -16,6 +16,7 @@ from .._engine import Call, Engine, Support
 from . import in_force, workspace
 
 NAMESPACE = "mod_kernels_triton"
+_BACKWARD = ("fuse_channels_backward", "select_channels_backward", "input_gradient")
 _OPS = (
     "select_channels",
     "select_channels_saving",
@@ -27,6 +28,7 @@ _OPS = (
     "tail_",
     "mod_block",
     "mod_block_",
+    *_BACKWARD,
 )
 
 # Of these the last program of a sample to arrive goes on, which takes a counter of each sample.
@@ -37,7 +39,15 @@ OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Ops that move values and add them once: these serve float64 and channels_last too.
-_PLANE_OPS = ("gather_channels", "fuse_channels", "fuse_channels_", "add_relu_pool", "add_relu_pool_")
+_PLANE_OPS = (
+    "gather_channels",
+    "fuse_channels",
+    "fuse_channels_",
+    "add_relu_pool",
+    "add_relu_pool_",
+    "fuse_channels_backward",
+    "input_gradient",
+)
 # One program ranks a sample's channels: 4096 int64 keys are 64 registers a thread at 256 threads.
 MAX_CHANNELS = 4096
 # A program of the tail holds all k channels of at least 16 pixels: 256 x 16 float32 values are a full tile.
@@ -49,9 +59,9 @@ _library_object = _library.define(NAMESPACE, list(_OPS), _COUNTING)
 @functools.cache
 def _launcher(name: str) -> Callable:
     """The op's host function; the first call imports Triton."""
-    from . import launch
+    from . import launch, launch_backward
 
-    return getattr(launch, name)
+    return getattr(launch_backward if name in _BACKWARD else launch, name)
 
 
 def _register(name: str) -> None:

@@ -42,6 +42,9 @@ _INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 def kernels() -> dict[str, object]:
     """Every kernel by its name; the first call imports Triton."""
     from . import add_relu_pool, block, fuse, gather, linear, select, tail
+    from .fuse_backward import fuse_channels_bwd_kernel
+    from .input_gradient import input_gradient_bwd_kernel
+    from .select_backward import select_hidden_bwd_kernel, select_weights_bwd_kernel
 
     return {
         "block_fwd_kernel": block.block_fwd_kernel,
@@ -55,6 +58,10 @@ def kernels() -> dict[str, object]:
         "fuse_channels_fwd_kernel": fuse.fuse_channels_fwd_kernel,
         "fuse_channels_inplace_fwd_kernel": fuse.fuse_channels_inplace_fwd_kernel,
         "fuse_channels_flat_fwd_kernel": fuse.fuse_channels_flat_fwd_kernel,
+        "fuse_channels_bwd_kernel": fuse_channels_bwd_kernel,
+        "select_hidden_bwd_kernel": select_hidden_bwd_kernel,
+        "select_weights_bwd_kernel": select_weights_bwd_kernel,
+        "input_gradient_bwd_kernel": input_gradient_bwd_kernel,
     }
 
 

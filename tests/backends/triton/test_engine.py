@@ -76,6 +76,9 @@ CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", 
         ({"op": "tail_", "dtype": torch.float64}, "float64"),
         ({"op": "select_channels_saving", "channels": 8192}, "C=8192"),
         ({"op": "pool_channels"}, "pool_channels"),
+        ({"op": "input_gradient", "dtype": torch.float64, "layout": "channels_last"}, ""),
+        ({"op": "fuse_channels_backward", "dtype": torch.float64, "channels": 8192}, ""),
+        ({"op": "select_channels_backward", "dtype": torch.float64}, "float64"),
     ],
 )
 def test_says_what_it_serves(change, word, device):
@@ -107,6 +110,14 @@ def raw_calls(device):
     yield "add_relu_pool", (wide, None, True)
     yield "add_relu_pool_", (wide, wide.clone(), True)
     yield "tail_", (x, scores, index, *spec.conv_arguments)
+    yield "fuse_channels_backward", (x, z, scores, None, "first", True, True)
+    yield "fuse_channels_backward", (wide, z.double(), wide_scores, index, "original", False, True)
+    hidden, means = torch.rand((2, spec.fc1_weight.shape[0]), device=device), torch.randn((2, 24), device=device)
+    forward = (scores, index, hidden, means, spec.fc1_weight, spec.fc2_weight)
+    yield "select_channels_backward", (scores, *forward, True, True, True, True, True)
+    yield "select_channels_backward", (scores, *forward, True, False, True, False, False)
+    yield "input_gradient", (x, means, z, index, x.clone(), z.clone(), "last")
+    yield "input_gradient", (wide, means.double(), None, None, None, None, "first")
     counters = torch.zeros((2,), dtype=torch.int32, device=device)
     yield "mod_block", (x, *selector, *spec.conv_arguments, counters)
     yield "mod_block_", (x, *selector, *spec.conv_arguments, counters)
