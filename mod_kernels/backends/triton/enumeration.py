@@ -21,6 +21,13 @@ from .variants import (
     rank_variant,
     tail_variants,
 )
+from .variants_backward import (
+    Needed,
+    Parts,
+    fuse_backward_variant,
+    input_gradient_variant,
+    select_backward_variants,
+)
 
 
 @dataclass(frozen=True)
@@ -101,3 +108,45 @@ def plane_variants(
         # z of one channel fits both layouts, and counts as NCHW.
         z_channels_last = channels_last and shape.k > 1
         yield fuse_variant(*sizes, *aligns, position, channels_last, z_channels_last, in_place)
+
+
+# What training asks of input_gradient: a block by itself, fed, fed and the first to read its input; add_relu_pool
+# with and without its ReLU; both together, out of place and in place. The last has the most to hold.
+INPUT_GRADIENTS = (
+    Parts(dpooled=True, dgathered=True),
+    Parts(dgathered=True),
+    Parts(dpooled=True),
+    Parts(dpooled=True, y=True),
+    Parts(dpooled=True, dgathered=True, y=True),
+    Parts(dpooled=True, dgathered=True, y=True, overwritten=True),
+)
+
+
+def backward_variants(
+    shape: Shape, dtype: str, position: str = "first", channels_last: bool = False, tuning: Tuning = DEFAULT
+) -> Iterator[Variant]:
+    """Those of the backward, for dense maps in one layout and weights of x's dtype.
+
+    Of input_gradient the ones of INPUT_GRADIENTS; of the selector all of its gradients, with and without biases.
+    """
+    x = SCALAR_TYPES[dtype]
+    yield from plane_backward_variants(shape, dtype, position, channels_last, tuning)
+    for biases in (False, True):
+        needed = Needed(fc1_bias=biases, fc2_bias=biases)
+        yield from select_backward_variants(tuning, x, x, shape.channels, shape.hidden, shape.k, needed)
+
+
+def plane_backward_variants(
+    shape: Shape, dtype: str, position: str = "first", channels_last: bool = False, tuning: Tuning = DEFAULT
+) -> Iterator[Variant]:
+    """Those of fuse_channels_backward and input_gradient; ``dtype`` may be float64."""
+    x, stride, k_stride = SCALAR_TYPES[dtype], shape.channels * shape.hw, shape.k * shape.hw
+    sizes, hw_align = (x, shape.channels, shape.k, shape.hw), align_of(shape.hw)
+    for needed in ((True, True), (True, False), (False, True)):
+        align = align_of(stride, k_stride)
+        yield fuse_backward_variant(*sizes, align, hw_align, position, channels_last, *needed)
+    for parts in INPUT_GRADIENTS:
+        narrow = parts.dgathered or parts.overwritten
+        aligns = align_of(stride), align_of(k_stride if narrow else 0), hw_align
+        k, where = (shape.k if narrow else 1), (position if parts.overwritten else "first")
+        yield input_gradient_variant(tuning, x, shape.channels, k, shape.hw, aligns, where, channels_last, parts)

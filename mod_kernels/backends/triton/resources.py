@@ -1,7 +1,8 @@
 """What every variant for the paper's shapes takes on every architecture, and what must not be: a row for each.
 
-A spill of any size is a problem, and so is a pooling kernel that loads x fewer than 16 bytes at a time where rows
-and samples begin at multiples of 16: pooling speed is a matter of instructions a byte.
+A spill of any size is a problem, and so is a kernel that goes through a whole map (pooling, and input_gradient)
+and loads it fewer than 16 bytes at a time where rows and samples begin at multiples of 16: its speed is a matter
+of instructions a byte.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from dataclasses import dataclass, field, replace
 from . import sass
 from .compile import Binary, disassemble_variant
 from .configs import SCALAR_BYTES, SCALAR_TYPES, WIDEST_LOAD, align_of
-from .enumeration import Shape, plane_variants, variants
+from .enumeration import Shape, backward_variants, plane_backward_variants, plane_variants, variants
 from .estimate import GPUS, estimate
 from .occupancy import occupancy
 from .tuning import of_capability
 from .variants import Variant
 
-# What the kernels that pool do pool.
+# What the kernels that pool do pool, and what input_gradient goes through.
 _POOLED_ARGUMENTS = ("x_ptr", "a_ptr", "b_ptr")
+_SUMMED_ARGUMENTS = ("dy_ptr", "y_ptr")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Row:
     """One variant on one architecture. Pairs of widths are the narrowest and the widest, in bytes a thread.
 
     ``error``: why it did not compile; all that is read from the binary is None then, as is what a kernel has not.
-    ``estimate_...``: see :mod:`.estimate`; of pooling kernels that read x.
+    ``estimate_...``: see :mod:`.estimate`; of pooling kernels that read x, and of input_gradient.
     """
 
     shape: str
@@ -102,9 +104,16 @@ def measure(
 
 def _variants(shape: Shape, dtype: str, capability: int) -> Iterator[Variant]:
     """In both layouts, as the capability's own tuning has them; in float64 only some ops are served."""
-    enumerated, tuning = plane_variants if dtype == "float64" else variants, of_capability(capability)
-    layouts = (enumerated(shape, dtype, channels_last=last, tuning=tuning) for last in (False, True))
-    yield from dict.fromkeys(variant for layout in layouts for variant in layout)
+    tuning = of_capability(capability)
+    planes = plane_variants, plane_backward_variants
+    enumerated = planes if dtype == "float64" else (variants, backward_variants)
+    found = (
+        one
+        for channels_last in (False, True)
+        for enumerate_variants in enumerated
+        for one in enumerate_variants(shape, dtype, channels_last=channels_last, tuning=tuning)
+    )
+    yield from dict.fromkeys(found)
 
 
 def _rows(jobs: list[tuple[Shape, str, Variant, int]]) -> Iterator[Row]:
@@ -183,7 +192,10 @@ def _read(row: Row, shape: Shape, binary: Binary) -> Row:
 
 def _is_pool_load(row: Row, binary: Binary, instruction: sass.Instruction) -> bool:
     pools = "pool" in row.kernel or row.constants.get("SHARED_OUT") == "pool"
-    return pools and instruction.loads and binary.argument(instruction) in _POOLED_ARGUMENTS
+    if not pools and row.kernel != "input_gradient_bwd_kernel":
+        return False
+    arguments = _POOLED_ARGUMENTS if pools else _SUMMED_ARGUMENTS
+    return instruction.loads and binary.argument(instruction) in arguments
 
 
 def _widths(instructions: Iterable[sass.Instruction]) -> tuple[int, int] | None:

@@ -99,6 +99,17 @@ def test_fuse_of_two_layouts_where_it_did_spill():
     check(variants.fuse_variant(*sizes, "original", False, True, in_place=False), 100)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES[:4], ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+def test_backward_variants(shape, dtype):
+    """Those that make or take everything, which have the most registers."""
+    for variant in enumeration.backward_variants(shape, dtype):
+        constants = dict(variant.constexprs)
+        flags = ("Z_NEEDED", "SCORES_NEEDED", "FC1_BIAS", "FC2_BIAS", "HAS_DGATHERED", "HAS_OVERWRITTEN")
+        if all(constants.get(flag, True) for flag in flags):
+            check(variant, 90)
+
+
 def test_spills_would_be_seen():
     """A tile far too large for its threads: the numbers above are read, not assumed."""
     selector = variants.Selector(DEFAULT, ("fp32",) * 5, 1, 64, 4, 2, 4096, 16, 16)

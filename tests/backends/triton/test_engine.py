@@ -208,6 +208,41 @@ def test_plane_variants_are_what_the_launcher_launches(dtype, layout, shape, dev
     check_arguments(launched)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, enumeration.Shape("basic", 24, 3, 1, 1, 49)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("position", ["first", "original"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_backward_variants_are_what_the_launcher_launches(
+    dtype, position, channels_last, shape, device, monkeypatch
+):
+    launched = recorded_launches(monkeypatch)
+    kind = getattr(torch, dtype)
+    for samples in (1, 3):
+        size = (samples, shape.channels, shape.hw // 7, 7)
+        dy = feature_map(size, kind, "channels_last" if channels_last else "nchw", device)
+        z = dy[:, : shape.k].contiguous(memory_format=memory_format_of(dy))
+        scores = torch.zeros((samples, shape.k), dtype=accumulation_dtype(kind), device=device)
+        index = torch.zeros((samples, shape.k), dtype=torch.int64, device=device)
+        for needed in ((True, True), (True, False), (False, True)):
+            TRITON.ops["fuse_channels_backward"](dy, z, scores, index, position, *needed)
+        means = torch.zeros(size[:2], dtype=scores.dtype, device=device)
+        for parts in enumeration.INPUT_GRADIENTS:
+            given = [
+                tensor if there else None
+                for tensor, there in zip((means, z, dy, z), vars(parts).values(), strict=True)
+            ]
+            TRITON.ops["input_gradient"](dy, *given[:2], index, *given[2:], position)
+        if dtype != "float64":
+            spec = make_spec(shape.channels, shape.k, shape.kind, kind, hidden=shape.hidden, device=device)
+            hidden = torch.zeros((samples, shape.hidden), device=device)
+            forward = (scores, scores, index, hidden, means, spec.fc1_weight, spec.fc2_weight)
+            for biases in (False, True):
+                TRITON.ops["select_channels_backward"](*forward, True, True, True, biases, biases)
+    enumerated = enumeration.plane_backward_variants if dtype == "float64" else enumeration.backward_variants
+    assert set(launched) == set(enumerated(shape, dtype, position, channels_last))
+    check_arguments(launched)
+
+
 def recorded_launches(monkeypatch):
     """From now on launches run nothing: their arguments by their variants."""
     launched = {}

@@ -153,6 +153,17 @@ def test_fuse_moves_x_sixteen_bytes_at_a_time_beside_a_narrower_z():
     pytest.fail("no flat fuse")
 
 
+@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES[:4], ids=resources.shape_name)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_inputs_gradient_is_read_sixteen_bytes_at_a_time(dtype, channels_last, shape):
+    """With all of its parts, as docs/gpu.md has it."""
+    found = enumeration.plane_backward_variants(shape, dtype, channels_last=channels_last)
+    row = resources.row_of(shape, dtype, list(found)[-1], 90)
+    assert row.constants["HAS_OVERWRITTEN"] and row.constants["HAS_DGATHERED"]
+    assert (row.pool_load_widths, row.ok) == ((16, 16), True)
+
+
 def test_what_does_not_compile_is_a_row_and_the_others_go_on(run):
     result, data = run(BROKEN, GATHER, cores=2)  # a process each
     assert result.exit_code == 1
@@ -182,9 +193,14 @@ def test_every_variant_has_a_row(monkeypatch):
     monkeypatch.setattr(resources, "_rows", lambda jobs: iter(jobs))
     seen = []
     jobs = resources.measure([SHAPE], ["float16", "float32"], [80, 90], lambda *count: seen.append(count))
-    expected = sum(
-        len({*enumeration.variants(SHAPE, dtype), *enumeration.variants(SHAPE, dtype, channels_last=True)})
-        for dtype in ("float16", "float32")
+    expected = len(
+        {
+            variant
+            for dtype in ("float16", "float32")
+            for channels_last in (False, True)
+            for enumerated in (enumeration.variants, enumeration.backward_variants)
+            for variant in enumerated(SHAPE, dtype, channels_last=channels_last)
+        }
     )
     assert len(jobs) == len(set(jobs)) == 2 * expected
     assert seen[-1] == (2 * expected, 2 * expected)
