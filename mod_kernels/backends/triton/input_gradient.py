@@ -119,9 +119,10 @@ def input_gradient_bwd_kernel(
         tl.static_assert(RUN * BLOCK_HW <= 1 << BITS)
         row = tl.minimum((element * ((1 << BITS) // hw + 1)) >> BITS, CHUNK_C - 1)
         shift = tl.gather(shift, row, axis=0)
-        selected = tl.gather(selected, row, axis=0)
-        gathered = selected >= 0
-        in_gathered = selected * hw + element - row * hw
+        # From a value's place in the run to its place in dgathered; negative everywhere where there is none.
+        to_gathered = tl.where(selected >= 0, (selected - tl.arange(0, CHUNK_C)) * hw, -RUN)
+        in_gathered = element + tl.gather(to_gathered, row, axis=0)
+        gathered = in_gathered >= 0
         overwritten = gathered
         in_overwritten = in_gathered
         if not ORIGINAL:

@@ -92,41 +92,24 @@ def _store_tile(ptr, row, column, rows, COLUMNS: tl.constexpr, tile):
 
 
 @triton.jit
-def _parameters_tile(
-    dlogits_ptr, dhidden_ptr, hidden_ptr, pooled_ptr, dfc1_weight_ptr, dfc2_weight_ptr, dfc1_bias_ptr,
-    dfc2_bias_ptr, c_block, r_block, samples,
-    C: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-    FC1: tl.constexpr, FC2: tl.constexpr, FC1_BIAS: tl.constexpr, FC2_BIAS: tl.constexpr,
+def _layer_gradient(
+    dout_ptr, in_ptr, weight_ptr, bias_ptr, row, column, samples,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dfc1 and of dfc2; that of the first block of channels or units has the bias of the others."""
-    channel = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
-    unit = r_block * BLOCK_R + tl.arange(0, BLOCK_R)
-    dfc1 = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
-    dfc2 = tl.zeros((BLOCK_C, BLOCK_R), tl.float32)
-    dfc1_bias = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
-    dfc2_bias = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    """The tile (row, column) of ``weight = dout.T @ in``; with the first columns, ``bias``, the sum of dout."""
+    weight = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    bias = tl.zeros((BLOCK_N, row.shape[0]), tl.float32)
     for first in range(0, samples, BLOCK_N):
         sample = first + tl.arange(0, BLOCK_N)
-        if FC1 or FC1_BIAS:
-            dhidden = _load_tile(dhidden_ptr, sample, unit, samples, R)
-            dfc1_bias += dhidden
-        if FC1:
-            pooled = _load_tile(pooled_ptr, sample, channel, samples, C)
-            dfc1 = tl.dot(tl.trans(dhidden), pooled, dfc1, input_precision="ieee")  # not TF32
-        if FC2 or FC2_BIAS:
-            dlogits = _load_tile(dlogits_ptr, sample, channel, samples, C)
-            dfc2_bias += dlogits
-        if FC2:
-            hidden = _load_tile(hidden_ptr, sample, unit, samples, R)
-            dfc2 = tl.dot(tl.trans(dlogits), hidden, dfc2, input_precision="ieee")
-    if FC1:
-        _store_tile(dfc1_weight_ptr, unit, channel, R, C, dfc1)
-    if FC2:
-        _store_tile(dfc2_weight_ptr, channel, unit, C, R, dfc2)
-    if FC1_BIAS:
-        tl.store(dfc1_bias_ptr + unit, tl.sum(dfc1_bias, axis=0), mask=(unit < R) & (c_block == 0))
-    if FC2_BIAS:
-        tl.store(dfc2_bias_ptr + channel, tl.sum(dfc2_bias, axis=0), mask=(channel < C) & (r_block == 0))
+        dout = _load_tile(dout_ptr, sample, row, samples, ROWS)
+        bias += dout
+        if WEIGHT:
+            values = _load_tile(in_ptr, sample, column, samples, COLUMNS)
+            weight = tl.dot(tl.trans(dout), values, weight, input_precision="ieee")  # not TF32
+    if WEIGHT:
+        _store_tile(weight_ptr, row, column, ROWS, COLUMNS, weight)
+    if BIAS:
+        tl.store(bias_ptr + row, tl.sum(bias, axis=0), mask=(row < ROWS) & (tl.min(column) == 0))
 
 
 @triton.jit
@@ -183,11 +166,18 @@ def select_weights_bwd_kernel(
     OF_PARAMETERS: tl.constexpr = C_BLOCKS * R_BLOCKS if PARAMETERS else 0
     program = tl.program_id(0)
     if program < OF_PARAMETERS:
-        _parameters_tile(
-            dlogits_ptr, dhidden_ptr, hidden_ptr, pooled_ptr, dfc1_weight_ptr, dfc2_weight_ptr, dfc1_bias_ptr,
-            dfc2_bias_ptr, program // R_BLOCKS, program % R_BLOCKS, samples,
-            C, R, BLOCK_N, BLOCK_C, BLOCK_R, FC1, FC2, FC1_BIAS, FC2_BIAS,
-        )  # fmt: skip
+        channel = program // R_BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+        unit = program % R_BLOCKS * BLOCK_R + tl.arange(0, BLOCK_R)
+        if FC1 or FC1_BIAS:
+            _layer_gradient(
+                dhidden_ptr, pooled_ptr, dfc1_weight_ptr, dfc1_bias_ptr, unit, channel, samples,
+                R, C, BLOCK_N, FC1, FC1_BIAS,
+            )  # fmt: skip
+        if FC2 or FC2_BIAS:
+            _layer_gradient(
+                dlogits_ptr, hidden_ptr, dfc2_weight_ptr, dfc2_bias_ptr, channel, unit, samples,
+                C, R, BLOCK_N, FC2, FC2_BIAS,
+            )  # fmt: skip
     elif POOLED:
         row_blocks = (samples + BLOCK_N - 1) // BLOCK_N
         tile = program - OF_PARAMETERS

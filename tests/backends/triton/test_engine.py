@@ -11,7 +11,7 @@ from torch.library import opcheck
 from mod_kernels._layout import memory_format_of
 from mod_kernels._library import accumulation_dtype
 from mod_kernels.backends import Call
-from mod_kernels.backends.triton import _OPS, TRITON, enumeration, launch
+from mod_kernels.backends.triton import _BACKWARD, _OPS, TRITON, enumeration, launch
 
 from ...support import feature_map, make_spec
 from .checks import same_bits
@@ -241,6 +241,18 @@ def test_backward_variants_are_what_the_launcher_launches(
     enumerated = enumeration.plane_backward_variants if dtype == "float64" else enumeration.backward_variants
     assert set(launched) == set(enumerated(shape, dtype, position, channels_last))
     check_arguments(launched)
+
+
+def test_launches_of_the_backward(device, monkeypatch):
+    """As docs/gpu.md has them."""
+    launches = []
+    monkeypatch.setattr(launch, "run", lambda variant, *arguments: launches.append(variant.kernel))
+    for name, arguments in raw_calls(device):
+        if name in _BACKWARD:
+            before = len(launches)
+            TRITON.ops[name](*arguments)
+            assert len(launches) - before == (2 if name == "select_channels_backward" else 1)
+    assert launches
 
 
 def recorded_launches(monkeypatch):
