@@ -6,14 +6,16 @@ import functools
 
 from ..._layout import CHANNELS_LAST, layout_of
 from ..._library import OPS
-from . import configs, launch, variants_backward
+from . import configs_backward, launch, variants_backward
 from .configs import align_of
-from .launch import _PLANS, _TYPE_NAMES, _check_size, _like, _on_device_of, _sample_stride
+from .in_force import tuning_for
+from .launch import _check_size, _like, _on_device_of
+from .plans import MOST_PLANS, TYPE_NAMES, sample_stride
 from .variants_backward import Needed, Parts
 
-_fuse_backward_variant = functools.lru_cache(_PLANS)(variants_backward.fuse_backward_variant)
-_select_backward_variants = functools.lru_cache(_PLANS)(variants_backward.select_backward_variants)
-_input_gradient_variant = functools.lru_cache(_PLANS)(variants_backward.input_gradient_variant)
+_fuse_backward_variant = functools.lru_cache(MOST_PLANS)(variants_backward.fuse_backward_variant)
+_select_backward_variants = functools.lru_cache(MOST_PLANS)(variants_backward.select_backward_variants)
+_input_gradient_variant = functools.lru_cache(MOST_PLANS)(variants_backward.input_gradient_variant)
 
 
 def fuse_channels_backward(dy, z, scores, index, position, z_needed, scores_needed):
@@ -26,14 +28,14 @@ def fuse_channels_backward(dy, z, scores, index, position, z_needed, scores_need
     if not z_needed and not scores_needed:
         return dz, dscores
     _check_size(dy)
-    strides = _sample_stride(dy), _sample_stride(z)
+    strides = sample_stride(dy), sample_stride(z)
     align, hw_align = align_of(*strides), align_of(hw)
     channels_last = layout_of(dy) == CHANNELS_LAST
-    kind = _TYPE_NAMES[dy.dtype]
+    kind = TYPE_NAMES[dy.dtype]
     variant = _fuse_backward_variant(
         kind, channels, k, hw, align, hw_align, position, channels_last, z_needed, scores_needed
     )
-    programs = n * configs.fuse_backward_config(kind, k, hw, channels_last).chunks
+    programs = n * configs_backward.fuse_backward_config(kind, k, hw, channels_last).chunks
     index = index if position == "original" else scores
     scalars = (*(stride // align for stride in strides), hw // hw_align)
     with _on_device_of(dy):
@@ -51,14 +53,16 @@ def select_channels_backward(dscores, scores, index, hidden, pooled, fc1_weight,
     wanted = Needed(*needed)
     if not any(wanted):
         return outputs
-    types = _TYPE_NAMES[fc1_weight.dtype], _TYPE_NAMES[fc2_weight.dtype]
-    first, second = _select_backward_variants(*types, channels, units, k, wanted)
+    tuning, types = tuning_for(scores), (TYPE_NAMES[fc1_weight.dtype], TYPE_NAMES[fc2_weight.dtype])
+    first, second = _select_backward_variants(tuning, *types, channels, units, k, wanted)
     dlogits = scores.new_empty((n, channels) if wanted.logits else 0)
     dhidden = scores.new_empty((n, units) if wanted.hidden else 0)
     # What autograd hands in may be expanded: the gradient of a sum is.
     dscores, pooled = dscores.contiguous(), pooled.contiguous()
     with _on_device_of(scores):
-        programs = n * (configs.select_backward_config(channels, units, k).parts if wanted.hidden else 1)
+        programs = n * (
+            configs_backward.select_backward_config(tuning, channels, units, k).parts if wanted.hidden else 1
+        )
         launch.run(first, programs, dscores, scores, index, hidden, fc2_weight, dlogits, dhidden)
         programs = variants_backward.select_weights_programs(second, n)
         launch.run(second, programs, dlogits, dhidden, hidden, pooled, fc1_weight, *outputs, n)
@@ -71,16 +75,17 @@ def input_gradient(dy, dpooled, dgathered, index, y, overwritten, position):
         return dx
     _check_size(dy)
     n, channels, h, w = dy.shape
-    hw, channels_last, kind = h * w, layout_of(dy) == CHANNELS_LAST, _TYPE_NAMES[dy.dtype]
+    hw, channels_last, kind = h * w, layout_of(dy) == CHANNELS_LAST, TYPE_NAMES[dy.dtype]
     overwritten = None if y is None else overwritten
     parts = Parts(*(part is not None for part in (dpooled, dgathered, y, overwritten)))
     position = position if parts.overwritten else "first"
     narrow = dgathered if parts.dgathered else overwritten
     k = 1 if narrow is None else narrow.shape[1]
-    strides = [0 if part is None else _sample_stride(part) for part in (dy, y, dgathered, overwritten)]
+    strides = [0 if part is None else sample_stride(part) for part in (dy, y, dgathered, overwritten)]
     aligns = align_of(*strides[:2]), align_of(*strides[2:]), align_of(hw)
-    variant = _input_gradient_variant(kind, channels, k, hw, aligns, position, channels_last, parts)
-    config = configs.input_gradient_config(kind, channels, k, hw, aligns[2], channels_last)
+    tuning = tuning_for(dy)
+    variant = _input_gradient_variant(tuning, kind, channels, k, hw, aligns, position, channels_last, parts)
+    config = configs_backward.input_gradient_config(tuning, kind, channels, k, hw, aligns[2], channels_last)
     pointers = (
         dpooled.contiguous() if parts.dpooled else None,  # what autograd hands in may be expanded
         dgathered,

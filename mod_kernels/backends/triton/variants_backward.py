@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import configs
+from . import configs_backward
 from .configs import accumulator
+from .tuning import Tuning
 from .variants import Variant, _variant
 
 
@@ -15,7 +16,7 @@ def fuse_backward_variant(
     z_needed: bool, scores_needed: bool,
 ) -> Variant:  # fmt: skip
     """``align``: of the strides of dy's and z's samples."""
-    config = configs.fuse_backward_config(x, k, hw, channels_last)
+    config = configs_backward.fuse_backward_config(x, k, hw, channels_last)
     scores = accumulator(x)
     # Only "original" reads an index; for the others scores stands in.
     index = "i64" if position == "original" else scores
@@ -51,10 +52,10 @@ class Needed(NamedTuple):
 
 
 def select_backward_variants(
-    fc1: str, fc2: str, channels: int, hidden: int, k: int, needed: Needed
+    tuning: Tuning, fc1: str, fc2: str, channels: int, hidden: int, k: int, needed: Needed
 ) -> tuple[Variant, Variant]:
     """The two launches in order, for the weights' types."""
-    config = configs.select_backward_config(channels, hidden, k)
+    config = configs_backward.select_backward_config(tuning, channels, hidden, k)
     floats = dict.fromkeys
     first = _variant(
         "select_hidden_bwd_kernel",
@@ -108,14 +109,14 @@ class Parts:
 
 
 def input_gradient_variant(
-    x: str, channels: int, k: int, hw: int, aligns: tuple[int, int, int], position: str, channels_last: bool,
-    parts: Parts,
+    tuning: Tuning, x: str, channels: int, k: int, hw: int, aligns: tuple[int, int, int], position: str,
+    channels_last: bool, parts: Parts,
 ) -> Variant:  # fmt: skip
     """``aligns``: of the strides of dy and y, of those of dgathered and overwritten, of H*W.
 
     k is 1 and position "first" where no part depends on them. For a part that is not there dy is passed.
     """
-    config = configs.input_gradient_config(x, channels, k, hw, aligns[2], channels_last)
+    config = configs_backward.input_gradient_config(tuning, x, channels, k, hw, aligns[2], channels_last)
     pointers = {
         "dy_ptr": x, "dpooled_ptr": accumulator(x) if parts.dpooled else x, "dgathered_ptr": x,
         "index_ptr": "i64" if parts.reads_index(position) else x, "y_ptr": x, "overwritten_ptr": x, "dx_ptr": x,

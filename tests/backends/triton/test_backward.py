@@ -8,7 +8,7 @@ import torch
 from mod_kernels._layout import memory_format_of
 from mod_kernels._library import accumulation_dtype
 from mod_kernels._tolerances import VALUES, relative_norm
-from mod_kernels.backends.triton import TRITON
+from mod_kernels.backends.triton import TRITON, configs_backward
 
 from ...support import feature_map
 from .checks import same_bits
@@ -309,9 +309,11 @@ ORDERS = ("forward", "reversed", "shuffled")
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_order_of_programs(layout, program_order, with_configs):
+def test_order_of_programs(layout, program_order, with_tuning, monkeypatch):
     """Several programs for each sample and for each tile of weights; every order, and twice, to the same bits."""
-    with_configs(TILE=512, PLANE_CHANNELS=16, BACKWARD_UNITS=8, SELECT_BACKWARD_TILE=(16, 16, 16))
+    monkeypatch.setattr(configs_backward, "BACKWARD_UNITS", 8)
+    monkeypatch.setattr(configs_backward, "SELECT_BACKWARD_TILE", (16, 16, 16))
+    with_tuning(tile=512, plane_channels=16)  # a tuning of its own: nothing that was planned before is found
     fused = fuse_inputs((2, 40, 5, 7), 20, torch.float32, layout, "cpu")
     selected = select_inputs(20, 40, 20, 5, torch.float32, "cpu")
     summed = gradient_inputs((2, 40, 5, 7), 20, torch.float32, layout, "cpu")
