@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +12,15 @@ from rich.table import Table
 from .backends.triton.resources import Row
 
 MISSING = "-"
+
+
+def as_json(about: dict[str, object], rows: list[Row]) -> str:
+    """``about`` and the rows, one a line and without what a row has not: there are thousands."""
+    head = json.dumps(about, indent=1).removesuffix("\n}")
+    lines = (
+        json.dumps({key: value for key, value in asdict(row).items() if value not in (None, [])}) for row in rows
+    )
+    return head + ',\n "rows": [\n' + ",\n".join(lines) + "\n ]\n}\n"
 
 
 def show(rows: list[Row], console: Console) -> None:

@@ -204,8 +204,8 @@ def resources(
     _resources_table.show(rows, _console())
     ok = all(row.ok for row in rows)
     if json_path is not None:
-        data = {"machine": machine.describe(), "command": _command(json_path), "ok": ok}
-        _write(json_path, data | {"rows": [asdict(row) for row in rows]})
+        about = {"machine": machine.describe(), "command": _command(json_path), "ok": ok}
+        _write_text(json_path, _resources_table.as_json(about, rows))
     if not ok:
         raise typer.Exit(1)
 
@@ -294,8 +294,12 @@ def _summary(report: Any) -> dict[str, Any]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    path.write_text(text)
 
 
 def _console() -> Console:

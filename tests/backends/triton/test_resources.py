@@ -39,7 +39,7 @@ def run(monkeypatch, tmp_path):
     """Run the command on planted variants, in this process unless told how many; returns result and JSON."""
 
     def run(*planted, cores=1):
-        monkeypatch.setattr(resources, "_variants", lambda shape, dtype: planted)
+        monkeypatch.setattr(resources, "_variants", lambda *arguments: planted)
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         path = tmp_path / "new" / "resources.json"
         options = ["--capability", "90", "--shape", "512x28x28", "--dtype", "float16", "--json", str(path)]
@@ -89,7 +89,7 @@ def test_a_spill_is_named(run):
     spilling, gather = data["rows"]
     assert spilling["spill_bytes"] > 0
     assert spilling["problems"][0] == f"spills {spilling['spill_bytes']} bytes"
-    assert (gather["problems"], gather["error"], data["ok"]) == ([], None, False)
+    assert not gather.keys() & {"problems", "error"} and not data["ok"]
 
 
 def test_a_narrow_load_is_named(run):
@@ -171,7 +171,7 @@ def test_what_does_not_compile_is_a_row_and_the_others_go_on(run):
     assert ": does not compile: CompilationError" in result.stdout
     broken, gather = data["rows"]
     assert broken["error"].startswith("CompilationError")
-    assert broken["registers"] is None
+    assert "registers" not in broken
     assert gather["registers"] > 0
 
 
