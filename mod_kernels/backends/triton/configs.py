@@ -14,10 +14,9 @@ from .tuning import Tuning
 
 # Widest factor of the row length told to the compiler: 16 elements are 32 bytes in float16, more than one load.
 MAX_ALIGN = 16
-# Registers that a thread may have with 16 warps, those of a multiprocessor shared out among 512 threads. Left to
-# itself ptxas takes 40 in some variants and spills a few, to have a program more on a multiprocessor; told this
-# number it takes what it needs (48 to 118), and spills nothing. Fewer, 64, make others spill.
-BLOCK_REGISTERS = 128
+# Registers that ptxas may give a thread of a block's last launch where, left to itself, it takes 40 and spills a
+# few, to have a program more on a multiprocessor. Found by trial: with 72 or fewer, or 128, some variant spills.
+BLOCK_REGISTERS = 80
 
 # torch's names to Triton's, for the dtypes this engine serves.
 SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
@@ -158,12 +157,15 @@ def tail_config(tuning: Tuning, k: int, mid: int, hw: int, num_warps: int) -> Ta
     return TailConfig(block_hw, num_warps, split=hw > block_hw)
 
 
-def block_registers(x: str, channels_last: bool, copies_only: bool, shared_out: str) -> int | None:
+def block_registers(
+    x: str, channels_last: bool, bottleneck: bool, copies_only: bool, shared_out: str
+) -> int | None:
     """What ptxas is told of a block's last launch; None where it does well by itself.
 
-    float32 in channels_last, where x is copied but not pooled (on 8.6, 8.9), or neither (on 10.0).
+    Bottlenecks in float32 and channels_last, where x is copied but not pooled (spills on 8.6 and 8.9), or neither
+    (on 10.0).
     """
-    spilled = x == "fp32" and channels_last and (copies_only or shared_out == "nothing")
+    spilled = x == "fp32" and channels_last and bottleneck and (copies_only or shared_out == "nothing")
     return BLOCK_REGISTERS if spilled else None
 
 

@@ -241,7 +241,8 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
         "POOLED": selector.pooled, "COPY": selector.copy, "SHARED_OUT": shared_out,
     }  # fmt: skip
     variant = _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
-    held = configs.block_registers(x, selector.channels_last, selector.pooled and selector.copy, shared_out)
+    copies_only = selector.pooled and selector.copy
+    held = configs.block_registers(x, selector.channels_last, tail.bottleneck, copies_only, shared_out)
     return replace(variant, max_registers=held)
 
 
