@@ -23,6 +23,9 @@ from ._layout import OTHER, layout_of, memory_format_of
 from .backends import Engine, choose
 from .functional import cast_like, fuse_arguments, row_major, select_call
 
+# What an engine must serve for a block's gradients.
+BLOCK_OPS = ("select_channels", "gather_channels")
+
 Selector = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # fc1_weight, fc2_weight, fc1_bias, fc2_bias
 
 

@@ -10,6 +10,8 @@ A flipped selection is a jump, so one comparison of outputs can't judge a kernel
 A block returns its logits alone: index and scores follow from them (``reference.rank_channels``, sigmoid). Its
 stage 2 is thereby part of stage 3: a block that selected anything else writes other values.
 
+Gradients are checked the same way, given the forward's own selection (:mod:`mod_kernels._verify_gradients`).
+
 Fresh outputs are filled with NaN before a kernel sees them, so that what it forgets to write shows.
 """
 
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.backends import cudnn
 
-from . import backends, functional, reference
+from . import _verify_gradients, backends, functional, reference
 from ._fresh_memory import poisoned
 from ._layout import layout_of
 from ._library import accumulation_dtype
@@ -129,6 +131,7 @@ class _Checker:
             yield from self._add_relu_pool(inputs, in_place=True)
             for kind, position, in_place in itertools.product(CONV_KINDS, case.positions, (False, True)):
                 yield from self._mod_block(inputs, kind, position, in_place)
+            yield from self._gradients(inputs)
         for number, case in enumerate(special_cases(self.interpreted)):
             yield from self._select(self._begin(case, 100 + number), given_pooled=False)
 
@@ -243,6 +246,20 @@ class _Checker:
         z = reference.narrow_conv_block(reference.gather_channels(x64, index), spec64)
         oracle = reference.fuse_channels(x64, z, scores, index, position)
         yield from self._stage_3(label, y, oracle, x, _touched(inputs.case, index, position), target)
+
+    def _gradients(self, inputs: Inputs) -> Iterator[Row]:
+        if inputs.case.n == 0 or not _verify_gradients.served(self.backend, inputs):
+            return  # the forward's rows say why
+        checks = {
+            "select_channels": _verify_gradients.of_select(inputs, given_pooled=False),
+            "select_channels pooled": _verify_gradients.of_select(inputs, given_pooled=True),
+            "add_relu_pool": _verify_gradients.of_ending(inputs),
+        }
+        checks |= {f"block {p}": _verify_gradients.of_block(inputs, p) for p in inputs.case.positions}
+        with backends.use_backend(self.backend):
+            for label, check in checks.items():
+                for one in check:
+                    yield self._row(f"{label} gradient", f"d{one.name}", one.error, one.bound)
 
     # ---- the stages
 

@@ -100,8 +100,8 @@ class MoDBlock(nn.Module):
             and _autograd.needed(x, pooled, *self.selector.parameters())
             and not exporting()
         ):
-            selector, ops = self.selector.parts(), ("select_channels", "gather_channels")
-            engine = _training.serving(x, selector, self.k, self.position, pooled, ops)
+            selector = self.selector.parts()
+            engine = _training.serving(x, selector, self.k, self.position, pooled, _training.BLOCK_OPS)
             if engine is not None:
                 return _training.select_gather(engine, x, selector, self.k, pooled)
         scores, index = self.selector(x, pooled)
