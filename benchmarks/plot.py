@@ -123,7 +123,7 @@ def _draw_memory(results: Results, cell: str, picture: Path) -> None:
     axis.set_xlabel("share of the step's time: forward, then backward")
     axis.set_ylabel("MiB beyond the weights")
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False, loc="upper left", fontsize=9)
+    axis.legend(frameon=False, loc="lower center", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e5e5e5")
     axis.set_title(f"{cell}: memory over a training step", fontsize=11)

@@ -33,8 +33,8 @@ class Gradient(NamedTuple):
     def error(self) -> float:
         """|found - expected| over |magnitude|, as norms.
 
-        Over |expected| it would be a matter of luck: with one living unit in the hidden layer the gradients are one
-        sum of many terms, which may all but cancel. A step of the smallest numbers of a format is rounding.
+        Over |expected| it would be a matter of luck: with one living unit in the hidden layer the gradients are
+        one sum of many terms, which may all but cancel. A step of a format's smallest numbers is rounding.
         """
         if self.found is None:
             return float("inf")
