@@ -71,6 +71,21 @@ def run(inputs: Inputs) -> int:
             functional.mod_block_(inputs.feature_map(), spec)
             TRITON.ops["tail_"](inputs.feature_map(), scores, index, *spec.conv_arguments)
             calls += 3
+    return calls + run_backward(inputs)
+
+
+def run_backward(inputs: Inputs) -> int:
+    """The backward ops, with every part and every gradient."""
+    x, spec, calls = inputs.feature_map(), inputs.spec("bottleneck", "first"), 1
+    scores, index, pooled = inputs.scores(), inputs.index(), inputs.pooled()
+    hidden = torch.relu(pooled @ spec.fc1_weight.float().t())
+    forward = (scores, index, hidden, pooled, spec.fc1_weight, spec.fc2_weight)
+    TRITON.ops["select_channels_backward"](inputs.scores(), *forward, *[True] * 5)
+    for position in POSITIONS:
+        z, y = inputs.branch(False), inputs.residual().relu()
+        TRITON.ops["fuse_channels_backward"](x, z, scores, index, position, True, True)
+        TRITON.ops["input_gradient"](x, pooled, z, index, y, inputs.branch(False).relu(), position)
+        calls += 2
     return calls
 
 

@@ -258,8 +258,11 @@ class _Checker:
         checks |= {f"block {p}": _verify_gradients.of_block(inputs, p) for p in inputs.case.positions}
         with backends.use_backend(self.backend):
             for label, check in checks.items():
-                for one in check:
-                    yield self._row(f"{label} gradient", f"d{one.name}", one.error, one.bound)
+                try:
+                    for one in check:
+                        yield self._row(f"{label} gradient", f"d{one.name}", one.error, one.bound)
+                except RuntimeError as error:
+                    yield self._failed_to_run(f"{label} gradient", error)
 
     # ---- the stages
 
@@ -323,9 +326,12 @@ class _Checker:
             with poisoned():
                 result = op(*arguments)
         except RuntimeError as error:
-            yield self._row(label, "ran", float("inf"), 0, note=str(error).partition("\n")[0])
+            yield self._failed_to_run(label, error)
             return None
         return arguments[0] if in_place else result
+
+    def _failed_to_run(self, label: str, error: RuntimeError) -> Row:
+        return self._row(label, "ran", float("inf"), 0, note=str(error).partition("\n")[0])
 
     def _row(self, op, stage, error=0.0, bound=0.0, served=True, note="") -> Row:
         dtype = str(self.dtype).removeprefix("torch.")
