@@ -75,7 +75,7 @@ $(FLOOR)/.installed: Makefile
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/python -m pip install -q --upgrade pip
 	$(FLOOR)/bin/python -m pip install -q torch==2.11.0 torchvision==0.26.0 triton==3.6.0 'numpy<2.4' setuptools wheel \
-		ninja typer rich pytest pytest-benchmark pytest-xdist hypothesis 'scikit-learn<1.8'
+		ninja typer rich pytest pytest-benchmark pytest-xdist hypothesis scikit-learn
 	touch $@
 
 clean:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
@@ -43,7 +43,7 @@ class DigitsNet(nn.Module):
 
 def digits():
     """Training and held-out images, (N, 1, 8, 8) in 0 to 1, and labels; 1400 and 397 of 1797."""
-    data = load_digits()
+    data = pytest.importorskip("sklearn.datasets").load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, labels = images[order], torch.tensor(data.target)[order]
