@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
+from .._layout import layout_of, memory_format_of
+from .._library import accumulation_dtype
 from .._tolerances import VALUES, relative_norm
+from ..backends import Call
 from ..nn import MoDBlock, NarrowBasicBlock, NarrowBottleneck
 from .blocks import FLOOR, Cell, CellRows, Plan, bandwidth_gbs, cells
 from .networks import PlainBlock
@@ -24,6 +27,8 @@ from .store import Results, Row
 from .timing import CpuClock, Timed, measure
 
 BATCHES = (8, 32)
+# The one pass over x's gradient by itself, to be held against the floor.
+BIG_PASS = "big-pass"
 # Of the gradients against float64's, times the dtype's tolerance for values: those of weights are sums over all
 # N*H*W pixels, up to 100352 here, through two or three batch norms whose own gradients are differences of such
 # sums. Plain PyTorch is off by up to 20 times in float32; a term that is missing, by a thousand and more.
@@ -119,11 +124,21 @@ def run_cell(cell: Cell, plan: Plan) -> list[Row]:
                 rows.add(name, f"wrong: {problem}")
             else:
                 timed.append(Timed(name, step.run, step.refill))
-        timed.append(Timed(FLOOR, lambda: dy + 1.0))
+        timed += [Timed(FLOOR, lambda: dy + 1.0), Timed(BIG_PASS, _big_pass(shape, dy))]
         measure(timed, CpuClock(), plan.rounds, plan.cell_s)
     for one in timed:
-        rows.add(one.name, "none" if one.name == FLOOR else "ok", one)
+        rows.add(one.name, "none" if one.name in (FLOOR, BIG_PASS) else "ok", one)
     return rows.rows
+
+
+def _big_pass(shape: Shape, dy: Tensor) -> Callable[[], Tensor]:
+    """dy, the pooled vector's gradient and that of the gathered channels, as a block's backward has them."""
+    index = torch.rand((len(dy), shape.channels)).topk(shape.k).indices
+    pooled = torch.rand((len(dy), shape.channels), dtype=accumulation_dtype(dy.dtype))
+    gathered = dy[:, : shape.k].contiguous(memory_format=memory_format_of(dy))
+    call = Call("fuse_channels", dy.device.type, dy.dtype, layout_of(dy), shape.channels, shape.k)
+    op = backends.choose(call).ops["input_gradient"]
+    return lambda: op(dy, pooled, gathered, index, None, None, "first")
 
 
 def _random(shape: Shape, batch: int, plan: Plan, seed: int) -> Tensor:
