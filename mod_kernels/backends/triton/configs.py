@@ -14,10 +14,6 @@ from .tuning import Tuning
 
 # Widest factor of the row length told to the compiler: 16 elements are 32 bytes in float16, more than one load.
 MAX_ALIGN = 16
-# Registers that ptxas may give a thread of a block's last launch where, left to itself, it takes 40 and spills a
-# few, to have a program more on a multiprocessor. Found by trial: with 72 or fewer, or 128, some variant spills.
-BLOCK_REGISTERS = 80
-
 # torch's names to Triton's, for the dtypes this engine serves.
 SCALAR_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
 SCALAR_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp64": 8}
@@ -157,16 +153,22 @@ def tail_config(tuning: Tuning, k: int, mid: int, hw: int, num_warps: int) -> Ta
     return TailConfig(block_hw, num_warps, split=hw > block_hw)
 
 
-def block_registers(
-    x: str, channels_last: bool, bottleneck: bool, copies_only: bool, shared_out: str
-) -> int | None:
-    """What ptxas is told of a block's last launch; None where it does well by itself.
+def block_registers(x: str, hw: int, channels_last: bool, bottleneck: bool, copies_only: bool, shared_out: str):
+    """Registers a thread that ptxas is held to in a block's last launch; None where it does well by itself.
 
-    Bottlenecks in float32 and channels_last, where x is copied but not pooled (spills on 8.6 and 8.9), or neither
-    (on 10.0).
+    Some variants it compiles with a few spills, far from any limit, to have a program more on a multiprocessor or
+    for no reason to be seen; given a number it spills nothing. All are of channels_last: in float32 bottlenecks
+    where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes of 7x7 (9.0, and 10.0
+    where the layers went over the batch). The numbers were found by trial, for Triton 3.8: with others, larger
+    ones too, some variant spills.
     """
-    spilled = x == "fp32" and channels_last and bottleneck and (copies_only or shared_out == "nothing")
-    return BLOCK_REGISTERS if spilled else None
+    if not channels_last:
+        return None
+    if shared_out == "nothing":
+        return 88 if x == "bf16" else 80
+    if x == "fp32":
+        return 80 if bottleneck and copies_only else None
+    return 64 if x == "bf16" and hw <= 64 else None
 
 
 def own_tail_config(tuning: Tuning, k: int, mid: int, hw: int) -> TailConfig:

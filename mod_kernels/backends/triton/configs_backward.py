@@ -111,9 +111,9 @@ def input_gradient_config(
     """
     pool = pool_config(tuning, x, channels, hw, hw_align, channels_last)
     if pool.run:
-        chunk, chunks, block_hw, steps, tiles, warps = (
-            pool.chunk_channels, pool.shares, pool.block_hw, 1, 1, pool.num_warps
-        )  # fmt: skip
+        chunk, chunks, block_hw, steps, tiles = pool.chunk_channels, pool.shares, pool.block_hw, 1, 1
+        # A float64 takes two registers: with 16 of them a thread some are spilled on 8.0.
+        warps = pool.num_warps * (2 if x == "fp64" else 1)
     else:
         most = tuning.plane_channels if channels_last else tuning.max_block_hw
         plane = plane_config(tuning, channels, hw, plane_values(tuning, x, channels_last), most, channels_last)

@@ -242,7 +242,8 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     }  # fmt: skip
     variant = _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
     copies_only = selector.pooled and selector.copy
-    held = configs.block_registers(x, selector.channels_last, tail.bottleneck, copies_only, shared_out)
+    form = (selector.channels_last, tail.bottleneck, copies_only, shared_out)
+    held = configs.block_registers(x, tail.hw, *form)
     return replace(variant, max_registers=held)
 
 

@@ -117,3 +117,16 @@ def test_spills_would_be_seen():
     constants = dict(variant.constexprs) | {"CHUNK_C": 64, "BLOCK_HW": 1024}
     oversized = variants.Variant(variant.kernel, variant.signature, tuple(constants.items()), num_warps=4)
     assert ahead_of_time.compile_variant(oversized, 80).spill_stores > 0
+
+
+@pytest.mark.parametrize(
+    "capability,number,dtype", [(86, 2, "float32"), (90, 3, "bfloat16"), (90, 7, "bfloat16"), (100, 3, "float16")]
+)
+def test_blocks_where_they_did_spill(capability, number, dtype):
+    """Held to a number of registers (``configs.block_registers``), on one of the architectures each."""
+    shape, held = enumeration.PAPER_SHAPES[number], 0
+    for variant in dict.fromkeys(enumeration.variants(shape, dtype, channels_last=True)):
+        if variant.max_registers is not None:
+            check(variant, capability)
+            held += 1
+    assert held
