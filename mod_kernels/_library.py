@@ -100,6 +100,21 @@ def _fake_input_gradient(dy, *arguments):
     return _fake_like(dy)
 
 
+def _fake_conv_block_saving(x, weights, *arguments):
+    channels = [weight.shape[0] for weight in weights]
+    z, convolved = (x.new_empty((x.shape[0], c, *x.shape[2:])) for c in (channels[-1], sum(channels)))
+    return z, convolved, x.new_empty((2, sum(channels)))
+
+
+def _fake_conv_block_backward(
+    dz, x, convolved, statistics, weights, norm_weights, norm_biases, batch_statistics, final_relu, needed
+):
+    channels = [weight.shape[:1] for weight in weights]
+    shapes = [x.shape, *(weight.shape for weight in weights), *channels, *channels]
+    dx, *parameters = (x.new_empty(shape if one else 0) for shape, one in zip(shapes, needed, strict=True))
+    return dx, parameters
+
+
 class OpDefinition(NamedTuple):
     """One raw op: arguments and returns in torch.library's schema language, and what tracing sees."""
 
@@ -161,6 +176,24 @@ OPS: dict[str, OpDefinition] = {
         "str position",
         "Tensor dx",
         _fake_input_gradient,
+    ),
+    # ---- a narrowed conv block in training: of two or three layers, conv (1x1, or 3x3 padding 1; contiguous OIHW)
+    # without bias, batch norm and ReLU, the last without it unless final_relu. float32 or float64 throughout, NCHW.
+    # A list of what the norms do not have is empty. convolved (N, channels of all layers, H, W) is what the convolutions
+    # gave, statistics (2, channels of all layers) the mean and 1 / sqrt(var + eps) that normalised them: of the batch,
+    # which then also go into the running ones by momentum, or the running ones themselves.
+    "conv_block_saving": OpDefinition(
+        "Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor(a!)[] running_means, "
+        "Tensor(b!)[] running_vars, bool batch_statistics, float momentum, float eps, bool final_relu",
+        "(Tensor z, Tensor convolved, Tensor statistics)",
+        _fake_conv_block_saving,
+    ),
+    # needed: of x, then of the weights, the norms' weights, the norms' biases, as dparameters has them.
+    "conv_block_backward": OpDefinition(
+        "Tensor dz, Tensor x, Tensor convolved, Tensor statistics, Tensor[] weights, Tensor[] norm_weights, "
+        "Tensor[] norm_biases, bool batch_statistics, bool final_relu, bool[] needed",
+        "(Tensor dx, Tensor[] dparameters)",
+        _fake_conv_block_backward,
     ),
 }
 

@@ -25,6 +25,7 @@ __all__ = [
     "choose",
     "engines",
     "explain",
+    "offered",
     "requested",
     "use_backend",
 ]
@@ -83,6 +84,14 @@ def choose(call: Call) -> Engine | None:
         return engine
     except TypeError:  # symbolic sizes can't be hashed
         return _decide(*key)
+
+
+def offered(call: Call) -> Engine | None:
+    """:func:`choose` for what PyTorch does anyway: None, without a word, where the backend asked for can't serve."""
+    if _requested in _ENGINES:
+        engine = _ENGINES[_requested]
+        return engine if engine.supports(call).ok else None
+    return choose(call)
 
 
 def _decide(name: str, call: Call) -> Engine | None:

@@ -33,6 +33,8 @@ OPS = (
     "fuse_channels_backward",
     "select_channels_backward",
     "input_gradient",
+    "conv_block_saving",
+    "conv_block_backward",
 )
 KINDS = ("bottleneck", "basic")
 
@@ -89,6 +91,8 @@ class CpuEngine(Engine):
             return Support(False, f"dtype {call.dtype} is not served")
         if call.layout not in (NCHW, CHANNELS_LAST):
             return Support(False, f"layout {call.layout} is not served (nchw and channels_last are)")
+        if call.op == "conv_block_saving" and (call.dtype.itemsize < 4 or call.layout != NCHW):
+            return Support(False, f"{call.op} is served in float32 and float64, NCHW")
         if call.kind is not None and call.kind not in KINDS:
             return Support(False, f"conv block {call.kind} is not served (bottleneck and basic are)")
         return Support(True)
