@@ -1,7 +1,7 @@
 """The gradients of a narrowed conv block in training, as one op forward and one backward.
 
-As PyTorch ops the block is a dozen passes over k channels, and as many again backward; the engine's ops convolve, sum
-for the batch norm and normalise sample by sample. Which modules may be run so is for
+As PyTorch ops the block is a dozen passes over k channels, and as many again backward; the engine's ops convolve,
+sum for the batch norm and normalise sample by sample. Which modules may be run so is for
 :mod:`mod_kernels.nn._conv_training` to say.
 """
 
@@ -52,8 +52,10 @@ def serving(x: Tensor) -> Engine | None:
     return offered(Call("conv_block_saving", x.device.type, x.dtype, layout_of(x), k, k))
 
 
-def conv_block(engine: Engine, x: Tensor, flat: list[Tensor], layers: int, norms: Norms, final_relu: bool) -> Tensor:
-    """z with gradients. ``flat``: the weights of all layers, then the norms' weights and biases if they have any."""
+def conv_block(
+    engine: Engine, x: Tensor, flat: list[Tensor], layers: int, norms: Norms, final_relu: bool
+) -> Tensor:
+    """z with gradients. ``flat``: the weights of all layers, then the norms' weights and biases, if any."""
     return TrainedConvBlock.apply(engine.ops, layers, norms, final_relu, x, *flat)
 
 

@@ -178,10 +178,10 @@ OPS: dict[str, OpDefinition] = {
         _fake_input_gradient,
     ),
     # ---- a narrowed conv block in training: of two or three layers, conv (1x1, or 3x3 padding 1; contiguous OIHW)
-    # without bias, batch norm and ReLU, the last without it unless final_relu. float32 or float64 throughout, NCHW.
-    # A list of what the norms do not have is empty. convolved (N, channels of all layers, H, W) is what the convolutions
-    # gave, statistics (2, channels of all layers) the mean and 1 / sqrt(var + eps) that normalised them: of the batch,
-    # which then also go into the running ones by momentum, or the running ones themselves.
+    # without bias, batch norm and ReLU (the last only with final_relu). float32 or float64 throughout, NCHW.
+    # A list of what the norms do not have is empty. convolved (N, channels of all layers, H, W) is what the
+    # convolutions gave, statistics (2, channels of all layers) the mean and 1 / sqrt(var + eps) that normalised
+    # them: of the batch, which then also go into the running ones by momentum, or the running ones themselves.
     "conv_block_saving": OpDefinition(
         "Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor(a!)[] running_means, "
         "Tensor(b!)[] running_vars, bool batch_statistics, float momentum, float eps, bool final_relu",

@@ -8,9 +8,12 @@
 namespace mod_kernels {
 namespace {
 
-// A weight's gradient is summed in so many groups of neighbouring samples, and those in order: the same sums
-// whatever the number of threads, and no more memory for a large batch.
+// A weight's gradient is summed in at most so many groups of neighbouring samples, and those in order: the
+// same sums whatever the number of threads, and no more memory for a large batch.
 constexpr int64_t kGroups = 16;
+// Samples that are taken together have so many pixels, or there is but one: lanes are added up once for all
+// of them, which at 7x7 would otherwise take as long as the products.
+constexpr int64_t kPixelsTogether = 384;
 
 // Over one plane: sum of g, and of g * (c - mean).
 template <class A>
@@ -24,7 +27,8 @@ struct Backward {
   const TrainedBlock<A>& block = b.block;
   int64_t n = block.x.n, h = block.x.h, w = block.x.w, hw = block.x.hw();
   int64_t threads = threads_for(block.x.n * block.x.sample_size());
-  int64_t groups = std::min(n, kGroups);
+  int64_t together = std::min(n, (kPixelsTogether + hw - 1) / hw);
+  int64_t groups = std::min((n + together - 1) / together, kGroups);
   int last = block.layers - 1;
   // Scratch, laid out by run().
   PlaneSums<A>* sums = nullptr;                             // (N, outputs of a layer)
@@ -127,18 +131,29 @@ struct Backward {
   void through(int l, int64_t begin, int64_t end, A* memory) const {
     const TrainedLayer<A>& layer = block.layer[l];
     const PlaneShape<A> shape(h, w, layer.taps);
-    const PlaneRow<A> dc{memory, shape.stride}, in{dc(layer.outputs), shape.stride};
-    const PlaneRow<A> out{in(layer.inputs), shape.stride};
-    std::fill(memory, out(0), A{0});
+    const int64_t dc_next = layer.outputs * shape.stride, in_next = layer.inputs * shape.stride;
+    const PlaneRow<A> dc{memory, shape.stride}, in{memory + together * dc_next, shape.stride};
+    const PlaneRow<A> out{in.data + together * in_next, shape.stride};
+    std::fill(memory, out.data, A{0});
     for (int64_t group = begin; group < end; ++group) {
       A* dweight = b.dweight[l] ? partial + group * layer.weights() : nullptr;
       if (dweight) std::fill_n(dweight, layer.weights(), A{0});
-      for (int64_t i = group * n / groups; i < (group + 1) * n / groups; ++i) {
-        normalise_back(l, i, shape, dc);
+      const int64_t stop = (group + 1) * n / groups;
+      for (int64_t i = group * n / groups; i < stop; i += together) {
+        const int64_t samples = std::min(together, stop - i);
+        for (int64_t s = 0; s < samples; ++s) {
+          normalise_back(l, i + s, shape, {dc.data + s * dc_next, shape.stride});
+        }
         if (dweight) {
-          const PlaneRow<A> input = layer_input(block, l, i, shape, in);
-          weight_gradient<A, kTaps>({{dc.data + shape.begin, shape.stride},
+          SamplePlanes<A> input{in, in_next};
+          for (int64_t s = 0; s < samples; ++s) {
+            const PlaneRow<A> into{in.data + s * in_next, shape.stride};
+            const PlaneRow<A> found = layer_input(block, l, i + s, shape, into);
+            if (s == 0 && found.data != into.data) input = {found, block.x.stride_n};
+          }
+          weight_gradient<A, kTaps>({{{dc.data + shape.begin, shape.stride}, dc_next},
                                      input,
+                                     samples,
                                      layer.outputs,
                                      layer.inputs,
                                      shape.length,
@@ -146,9 +161,12 @@ struct Backward {
                                      dweight});
         }
         if (!input_needed(l)) continue;
-        conv<A, kTaps>({layer.outputs, layer.inputs, shape.length, shape.pitch}, dc, transposed, zeros,
-                       [&](int64_t j, int64_t p, Vec<A> v) { store(out(j) + p, v); });
-        give_input(l, i, shape, out);
+        for (int64_t s = 0; s < samples; ++s) {
+          conv<A, kTaps>({layer.outputs, layer.inputs, shape.length, shape.pitch},
+                         PlaneRow<A>{dc.data + s * dc_next, shape.stride}, transposed, zeros,
+                         [&](int64_t j, int64_t p, Vec<A> v) { store(out(j) + p, v); });
+          give_input(l, i + s, shape, out);
+        }
       }
     }
   }
@@ -180,7 +198,7 @@ struct Backward {
       most = std::max({most, layer.inputs, layer.outputs});
       weights = std::max(weights, layer.weights());
       if (l < last) widest = std::max(widest, layer.outputs);
-      const int64_t planes = layer.outputs + 2 * layer.inputs;
+      const int64_t planes = together * (layer.outputs + layer.inputs) + layer.inputs;
       of_thread = std::max(of_thread, planes * PlaneShape<A>(h, w, layer.taps).stride);
     }
     const int64_t sizes[] = {

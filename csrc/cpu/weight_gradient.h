@@ -1,4 +1,4 @@
-// The gradient of a convolution's weight over one sample, in registers along the flattened plane.
+// The gradient of a convolution's weight over a few samples, in registers along the flattened plane.
 #pragma once
 
 #include <cstdint>
@@ -17,61 +17,89 @@ inline void reduce_all(const Vec<A> (&v)[kCount], A (&sums)[kCount]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kChunk; ++i) chunk[i] = v[kBegin + i];
     const Vec<A> reduced = reduce_lanes<A>(chunk);
-    for (int i = 0; i < kChunk; ++i) sums[kBegin + i] = reduced[i * kLanes<A> / kChunk];
+    A lanes[kLanes<A>];  // through memory: taking lanes out of a register one by one is slow
+    store(lanes, reduced);
+    for (int i = 0; i < kChunk; ++i) sums[kBegin + i] = lanes[i * kLanes<A> / kChunk];
     reduce_all<A, kCount, kBegin + kChunk>(v, sums);
   }
 }
 
-// What a weight's gradient is made from: dweight[o, i, dy, dx] += sum over p of dc(o)[p] * in(i)[p + dy *
-// pitch + dx], p below length. Up to the next whole vector dc is zero and `in` is finite.
+// Planes of a few samples, `next` values from each sample's to the next one's.
+template <class A>
+struct SamplePlanes {
+  PlaneRow<A> first;
+  int64_t next;
+};
+
+// What a weight's gradient is made from: dweight[o, i, dy, dx] += sum over samples and p of dc(o)[p] *
+// in(i)[p + dy * pitch + dx], p below length. Up to the next whole vector dc is zero and `in` is finite.
 template <class A>
 struct WeightGradient {
-  PlaneRow<A> dc, in;
-  int64_t outputs, inputs, length, pitch;
+  SamplePlanes<A> dc, in;
+  int64_t samples, outputs, inputs, length, pitch;
   A* dweight;  // (outputs, inputs, taps)
 };
 
-template <class A, int kTaps, int kOutputs, int kInputs>
-inline void weight_tile(const WeightGradient<A>& g, int64_t o, int64_t i) {
-  constexpr int kSide = kTaps == 9 ? 3 : 1, kCount = kOutputs * kInputs * kTaps;
+// kOutputs x kInputs pairs of planes, in registers: the taps of kRows rows of the kernel, `row` the first.
+template <class A, int kTaps, int kRows, int kOutputs, int kInputs>
+inline void weight_tile(const WeightGradient<A>& g, int64_t o, int64_t i, int row) {
+  constexpr int kSide = kTaps == 9 ? 3 : 1, kHere = kRows * kSide, kCount = kOutputs * kInputs * kHere;
   Vec<A> acc[kCount] = {};
-  for (int64_t p = 0; p < g.length; p += kLanes<A>) {
-    Vec<A> d[kOutputs];
+  for (int64_t n = 0; n < g.samples; ++n) {
+    const A* dc = g.dc.first(o) + n * g.dc.next;
+    const A* in = g.in.first(i) + n * g.in.next + row * g.pitch;
+    for (int64_t p = 0; p < g.length; p += kLanes<A>) {
+      Vec<A> d[kOutputs];
 #pragma GCC unroll 4
-    for (int a = 0; a < kOutputs; ++a) d[a] = load(g.dc(o + a) + p);
+      for (int a = 0; a < kOutputs; ++a) d[a] = load(dc + a * g.dc.first.stride + p);
 #pragma GCC unroll 4
-    for (int b = 0; b < kInputs; ++b) {
+      for (int b = 0; b < kInputs; ++b) {
 #pragma GCC unroll 9
-      for (int t = 0; t < kTaps; ++t) {
-        const Vec<A> x = load(g.in(i + b) + p + t / kSide * g.pitch + t % kSide);
+        for (int t = 0; t < kHere; ++t) {
+          const Vec<A> x = load(in + b * g.in.first.stride + p + t / kSide * g.pitch + t % kSide);
 #pragma GCC unroll 4
-        for (int a = 0; a < kOutputs; ++a) acc[(a * kInputs + b) * kTaps + t] += d[a] * x;
+          for (int a = 0; a < kOutputs; ++a) acc[(a * kInputs + b) * kHere + t] += d[a] * x;
+        }
       }
     }
   }
   A sums[kCount];
   reduce_all<A, kCount>(acc, sums);
   for (int a = 0; a < kOutputs; ++a) {
-    A* to = g.dweight + ((o + a) * g.inputs + i) * kTaps;
-    for (int j = 0; j < kInputs * kTaps; ++j) to[j] += sums[a * kInputs * kTaps + j];
+    for (int b = 0; b < kInputs; ++b) {
+      A* to = g.dweight + ((o + a) * g.inputs + i + b) * kTaps + row * kSide;
+      for (int t = 0; t < kHere; ++t) to[t] += sums[(a * kInputs + b) * kHere + t];
+    }
   }
 }
 
-template <class A, int kTaps, int kOutputs, int kInputs>
+// kOutputs planes of dc against all of `in`.
+template <class A, int kTaps, int kOutputs>
 inline void weight_rows(const WeightGradient<A>& g, int64_t o) {
   int64_t i = 0;
-  for (; i + kInputs <= g.inputs; i += kInputs) weight_tile<A, kTaps, kOutputs, kInputs>(g, o, i);
-  for (; i < g.inputs; ++i) weight_tile<A, kTaps, kOutputs, 1>(g, o, i);
+  if constexpr (kTaps == 1) {
+    for (; i + 4 <= g.inputs; i += 4) weight_tile<A, 1, 1, kOutputs, 4>(g, o, i, 0);
+    for (; i < g.inputs; ++i) weight_tile<A, 1, 1, kOutputs, 1>(g, o, i, 0);
+  } else if constexpr (kOutputs > 1) {
+    // By rows of the kernel: 6 loads of `in` serve kOutputs times as many products.
+    for (; i + 2 <= g.inputs; i += 2) {
+      for (int row = 0; row < 3; ++row) weight_tile<A, 9, 1, kOutputs, 2>(g, o, i, row);
+    }
+    for (; i < g.inputs; ++i) {
+      for (int a = 0; a < kOutputs; ++a) weight_tile<A, 9, 3, 1, 1>(g, o + a, i, 0);
+    }
+  } else {
+    for (; i < g.inputs; ++i) weight_tile<A, 9, 3, 1, 1>(g, o, i, 0);
+  }
 }
 
 template <class A, int kTaps>
 inline void weight_gradient(const WeightGradient<A>& g) {
-  // Half the registers hold sums and more do not pay: 4 x 4 (2 x 4) pairs of planes, 2 x 9 (1 x 9) taps.
-  constexpr int kInputs = kTaps == 9 ? 1 : 4;
-  constexpr int kOutputs = kTaps == 9 ? kRegisters / 16 : kRegisters / 8;
+  // Sums take half the registers: 4 x 4 or 2 x 4 pairs of planes; 4 x 2 or 2 x 2 pairs by three taps.
+  constexpr int kOutputs = kRegisters / 8;
   int64_t o = 0;
-  for (; o + kOutputs <= g.outputs; o += kOutputs) weight_rows<A, kTaps, kOutputs, kInputs>(g, o);
-  for (; o < g.outputs; ++o) weight_rows<A, kTaps, 1, kInputs>(g, o);
+  for (; o + kOutputs <= g.outputs; o += kOutputs) weight_rows<A, kTaps, kOutputs>(g, o);
+  for (; o < g.outputs; ++o) weight_rows<A, kTaps, 1>(g, o);
 }
 
 }  // namespace mod_kernels

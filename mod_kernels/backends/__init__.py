@@ -87,7 +87,7 @@ def choose(call: Call) -> Engine | None:
 
 
 def offered(call: Call) -> Engine | None:
-    """:func:`choose` for what PyTorch does anyway: None, without a word, where the backend asked for can't serve."""
+    """:func:`choose` for what PyTorch can do as well: None where the backend that was asked for can't serve."""
     if _requested in _ENGINES:
         engine = _ENGINES[_requested]
         return engine if engine.supports(call).ok else None

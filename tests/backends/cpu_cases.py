@@ -71,3 +71,26 @@ def calls(layout, dtype, weight_dtype, shape=(2, 64, 5, 7), k=4):
     yield "input_gradient", (x, pooled, z, chosen, x.relu(), z.relu(), "first")
     yield "input_gradient", (x, pooled, z, chosen, x.relu(), z.relu(), "original")
     yield "input_gradient", (x, None, None, None, None, None, "first")
+    if dtype in (torch.float32, torch.float64) and layout == "nchw":
+        yield from conv_block_calls(z)
+
+
+def conv_block_calls(x):
+    """The ops of a conv block in training on x (N, k, H, W): 1x1 and 3x3, with all there can be and with least."""
+    n, k, h, w = x.shape
+    sizes = [(k + 1, k, 3, 3), (k, k + 1, 1, 1)]
+
+    def vectors(make):
+        return [make(size[0], dtype=x.dtype) for size in sizes]
+
+    weights = [torch.randn(size, dtype=x.dtype) for size in sizes]
+    full = weights, vectors(torch.randn), vectors(torch.randn)
+    running = vectors(torch.zeros), vectors(torch.ones)
+    yield "conv_block_saving", (x, *full, *running, True, 0.1, 1e-5, True)
+    yield "conv_block_saving", (x, *full, *running, False, 0.1, 1e-5, False)
+    yield "conv_block_saving", (x, weights, [], [], [], [], True, 0.0, 1e-5, False)
+    convolved = torch.randn(n, 2 * k + 1, h, w, dtype=x.dtype)
+    saved = x.flip(0), convolved, torch.rand(2, 2 * k + 1, dtype=x.dtype)
+    yield "conv_block_backward", (x, *saved, *full, True, True, [True] * 7)
+    yield "conv_block_backward", (x, *saved, *full, False, False, [True] * 7)
+    yield "conv_block_backward", (x, *saved, weights, [], [], True, False, [False, True] + [False] * 5)

@@ -41,10 +41,23 @@ def by_reference(digits):
 def test_the_cpu_engine_trains_like_the_reference(digits, by_reference):
     start, _, expected, expected_accuracy, _ = by_reference
     losses, accuracy, _ = train(copy.deepcopy(start), digits, "cpu", STEPS)
-    for step in range(20):
-        assert abs(losses[step] / expected[step] - 1) < 1e-3, step
+    for step in range(5):
+        assert abs(losses[step] / expected[step] - 1) < 1e-5, step
     assert min(accuracy, expected_accuracy) > 95
     assert abs(accuracy - expected_accuracy) < 1.5
+
+
+@pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
+def test_twenty_steps_in_float64(digits, by_reference):
+    """Step for step the reference's losses. In float32 trainings part sooner: PyTorch's own leaves that of float64
+    by 1e-4 at step 17, the engine's by 1e-3 at step 7."""
+    start = by_reference[0]
+    wide = [one.double() if one.is_floating_point() else one for one in digits]
+    found, expected = (
+        train(copy.deepcopy(start).double(), wide, backend, 20)[0] for backend in ("cpu", "reference")
+    )
+    for step in range(20):
+        assert abs(found[step] / expected[step] - 1) < 1e-9, step
 
 
 def test_the_selector_learns(digits, by_reference):

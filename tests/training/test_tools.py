@@ -94,7 +94,8 @@ def test_batch_norms_can_be_synchronised():
     assert len(norms) == 3 and list(converted.state_dict()) == list(block.state_dict())
     x = torch.randn(2, CHANNELS, 5, 5)
     # One process has nothing to synchronise with; in training it needs a GPU all the same.
-    assert torch.equal(converted.eval()(x), block.eval()(x))
+    # PyTorch runs the synchronised ones, the engine the others.
+    assert relative_norm(converted.eval()(x), block.eval()(x)) < VALUES[torch.float32]
 
 
 @pytest.mark.parametrize("momentum", [0.3, None])  # None: the average of all batches
