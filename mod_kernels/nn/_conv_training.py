@@ -12,8 +12,8 @@ from ._hooks import is_untouched
 Layers = list[tuple[nn.Module, nn.Module]]
 _PADDING = {(1, 1): (0, 0), (3, 3): (1, 1)}  # that goes with each kernel size served
 # A 3x3 of more channels stays with PyTorch, whose matrix products gain with them: of a basic block forward and
-# backward take 0.7 to 1.0 of its time at 32, up to 1.25 at 64, up to 1.35 at 128 (a probe: docs/cpu.md).
-_MOST_CHANNELS_3X3 = 32
+# backward take 0.5 to 0.9 of its time at 16, but 0.7 to 1.35 at 32, most with AVX2 (docs/cpu.md).
+_MOST_CHANNELS_3X3 = 16
 
 
 def run(layers: Layers, x: Tensor, final_relu: bool) -> Tensor | None:
