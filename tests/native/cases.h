@@ -10,5 +10,6 @@ void top_k_cases(bool few);       // top_k.h
 void fuse_cases(bool few);        // fuse.h
 void block_cases(bool few);       // block.h, and tail.h with it
 void backward_cases(bool few);    // fuse_backward.h, select_backward.h, input_gradient.h
+void training_cases(bool few);    // conv_training.h
 
 }  // namespace mod_kernels

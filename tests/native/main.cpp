@@ -102,7 +102,8 @@ int main(int count, char** arguments) {
                 {"top_k", top_k_cases},
                 {"fuse", fuse_cases},
                 {"block", block_cases},
-                {"backward", backward_cases}};
+                {"backward", backward_cases},
+                {"training", training_cases}};
   for (const auto& [name, run] : groups) {
     const auto start = std::chrono::steady_clock::now();
     const int64_t before = begun;
