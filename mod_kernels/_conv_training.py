@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.autograd.graph import increment_version
 
 from . import _autograd
 from ._layout import NCHW, layout_of
@@ -69,6 +70,9 @@ class TrainedConvBlock(Function):
     def forward(ctx, ops, layers, norms, final_relu, x, *flat):
         parameters = _by_kind(flat, layers)
         z, convolved, statistics = ops["conv_block_saving"](x, *parameters, *norms, final_relu)
+        if norms.batch_statistics and norms.running_means:
+            # A raw op's write: whoever kept what was made of the statistics, a fold for one, is to see that it is old.
+            increment_version([*norms.running_means, *norms.running_vars])
         ctx.save_for_backward(x, convolved, statistics, *flat)
         ctx.ops, ctx.layers, ctx.norms, ctx.final_relu = ops, layers, norms, final_relu
         return z
