@@ -12,7 +12,7 @@ namespace {
 // same sums whatever the number of threads, and no more memory for a large batch.
 constexpr int64_t kGroups = 16;
 // Samples that are taken together have so many pixels, or there is but one: lanes are added up once for all
-// of them, which at 7x7 would otherwise take as long as the products.
+// of them, which at 7x7 would otherwise be a quarter of the work.
 constexpr int64_t kPixelsTogether = 384;
 
 // Over one plane: sum of g, and of g * (c - mean).

@@ -95,7 +95,8 @@ inline void weight_rows(const WeightGradient<A>& g, int64_t o) {
 
 template <class A, int kTaps>
 inline void weight_gradient(const WeightGradient<A>& g) {
-  // Sums take half the registers: 4 x 4 or 2 x 4 pairs of planes; 4 x 2 or 2 x 2 pairs by three taps.
+  // Sums take half the registers (4 x 4 or 2 x 4 pairs of planes), or three quarters (4 x 2 or 2 x 2 pairs by
+  // three taps).
   constexpr int kOutputs = kRegisters / 8;
   int64_t o = 0;
   for (; o + kOutputs <= g.outputs; o += kOutputs) weight_rows<A, kTaps, kOutputs>(g, o);

@@ -88,10 +88,10 @@ def choose(call: Call) -> Engine | None:
 
 def offered(call: Call) -> Engine | None:
     """:func:`choose` for what PyTorch can do as well: None where the backend that was asked for can't serve."""
-    if _requested in _ENGINES:
-        engine = _ENGINES[_requested]
-        return engine if engine.supports(call).ok else None
-    return choose(call)
+    if _requested == "auto":
+        return choose(call)
+    engine = _ENGINES.get(_requested)
+    return engine if engine is not None and engine.supports(call).ok else None
 
 
 def _decide(name: str, call: Call) -> Engine | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -12,13 +13,13 @@ from ._hooks import is_untouched
 Layers = list[tuple[nn.Module, nn.Module]]
 _PADDING = {(1, 1): (0, 0), (3, 3): (1, 1)}  # that goes with each kernel size served
 # A 3x3 of more channels stays with PyTorch, whose matrix products gain with them: of a basic block forward and
-# backward take 0.5 to 0.9 of its time at 16, but 0.7 to 1.35 at 32, most with AVX2 (docs/cpu.md).
+# backward take 0.5 to 1.0 of its time at 16, by the ISA level, and 0.7 to 1.35 at 32 (docs/cpu.md).
 _MOST_CHANNELS_3X3 = 16
 
 
 def run(layers: Layers, x: Tensor, final_relu: bool) -> Tensor | None:
     """The block on x, with gradients and its running statistics updated; None where PyTorch has to run it."""
-    engine = serving(x)
+    engine = serving(x) if torch.is_grad_enabled() else None
     if engine is None or _has_any_global_hook():
         return None
     first, channels, (n, _, h, w) = layers[0][1], x.shape[1], x.shape

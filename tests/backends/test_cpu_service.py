@@ -169,6 +169,7 @@ def test_lower_isa_levels(level):
     script = f"import mod_kernels.backends.native as n; assert '_{level}.' in n.CPU.library.name, n.CPU.describe()"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     tests = [str(Path(__file__).with_name(f"test_cpu_{what}.py")) for what in ("engine", "parts", "backward")]
+    tests.append(str(Path(__file__).parents[1] / "training" / "test_conv_training.py"))
     # A slice is a distance between samples, which no level's code knows of.
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, "-k", "not sliced"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
