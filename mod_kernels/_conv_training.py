@@ -71,7 +71,7 @@ class TrainedConvBlock(Function):
         parameters = _by_kind(flat, layers)
         z, convolved, statistics = ops["conv_block_saving"](x, *parameters, *norms, final_relu)
         if norms.batch_statistics and norms.running_means:
-            # A raw op's write: whoever kept what was made of the statistics, a fold for one, is to see that it is old.
+            # A raw op's write: whoever kept what was made of the statistics, a fold for one, is to see it.
             increment_version([*norms.running_means, *norms.running_vars])
         ctx.save_for_backward(x, convolved, statistics, *flat)
         ctx.ops, ctx.layers, ctx.norms, ctx.final_relu = ops, layers, norms, final_relu

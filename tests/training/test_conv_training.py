@@ -257,7 +257,7 @@ def test_arguments_that_the_kernels_could_not_read_are_refused(op, conv_calls):
 def test_a_write_to_the_statistics_is_known(kind, conv_calls):
     """By the tensors' versions, as after PyTorch's own batch norm: an accelerated block goes by them."""
     block = make(kind, 4)
-    before = [(norm.running_mean._version, norm.running_var._version) for norm in norms(block)]
+    statistics = [one for norm in norms(block) for one in (norm.running_mean, norm.running_var)]
+    before = [one._version for one in statistics]
     step(block, random(2, 4, 5, 5), random(2, 4, 5, 5))
-    after = [(norm.running_mean._version, norm.running_var._version) for norm in norms(block)]
-    assert conv_calls and all(a > b for pair in zip(after, before, strict=True) for a, b in zip(*pair, strict=True))
+    assert conv_calls and all(one._version > was for one, was in zip(statistics, before, strict=True))

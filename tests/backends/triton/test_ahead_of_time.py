@@ -52,7 +52,7 @@ def test_variants_for_views_that_are_not_aligned(shape):
 
 def test_views_that_are_not_aligned_take_narrow_loads():
     """Of x alone: the attribute that the test above leaves out is what makes loads wide."""
-    selector = variants.Selector(("fp16",) * 5, 1024, 64, 16, 196, 16, 4)
+    selector = variants.Selector(DEFAULT, ("fp16",) * 5, 1024, 64, 16, 196, 16, 4)
     for aligned, width in ((True, 16), (False, 2)):
         binary = ahead_of_time.disassemble_variant(variants.pool_variant(selector), 90, aligned)
         widths = {(binary.argument(one), one.width) for one in binary.instructions if one.loads}
