@@ -44,13 +44,17 @@ def dense(gradient: Tensor, layout: str) -> Tensor:
 _FORMATS = {NCHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
 
-def keep_selection(ctx, ops, scores, index, hidden, pooled, fc1_weight, fc2_weight, biases):
-    """Save what :func:`selection_gradients` reads."""
-    ctx.save_for_backward(scores, index, hidden, pooled, fc1_weight, fc2_weight)
+def select_saving(ctx, ops, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
+    """Scores, index, hidden and pooled_out; what :func:`selection_gradients` reads is saved."""
+    saving = ops["select_channels_saving"]
+    scores, index, _, hidden, pooled_out = saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
+    means = pooled_out if pooled is None else pooled
+    ctx.save_for_backward(scores, index, hidden, means, fc1_weight, fc2_weight)
     ctx.ops = ops
-    ctx.dtypes = [None if one is None else one.dtype for one in (fc1_weight, fc2_weight, *biases)]
+    ctx.dtypes = [None if one is None else one.dtype for one in (fc1_weight, fc2_weight, fc1_bias, fc2_bias)]
     ctx.mark_non_differentiable(index)
     ctx.set_materialize_grads(False)
+    return scores, index, hidden, pooled_out
 
 
 def selection_gradients(ctx, saved, dscores, dhidden, dpooled, pooled_needed, parameters_needed):
@@ -106,12 +110,8 @@ class SelectChannels(Function):
 
     @staticmethod
     def forward(ctx, ops, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
-        saving = ops["select_channels_saving"]
-        scores, index, _, hidden, pooled_out = saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-        means = pooled_out if pooled is None else pooled
-        keep_selection(ctx, ops, scores, index, hidden, means, fc1_weight, fc2_weight, (fc1_bias, fc2_bias))
         ctx.x_shape, ctx.x_dtype, ctx.pooled_given = x.shape, x.dtype, pooled is not None
-        return scores, index, hidden, pooled_out
+        return select_saving(ctx, ops, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
 
     @staticmethod
     def backward(ctx, dscores, _, dhidden, dpooled):

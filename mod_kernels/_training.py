@@ -16,7 +16,7 @@ from ._autograd import (
     input_gradient,
     keep_fusion,
     keep_map,
-    keep_selection,
+    select_saving,
     selection_gradients,
 )
 from ._layout import OTHER, layout_of, memory_format_of
@@ -84,10 +84,8 @@ class SelectGather(Function):
 
     @staticmethod
     def forward(ctx, ops, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k):
-        saving = ops["select_channels_saving"]
-        scores, index, _, hidden, pooled_out = saving(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-        means = pooled_out if pooled is None else pooled
-        keep_selection(ctx, ops, scores, index, hidden, means, fc1_weight, fc2_weight, (fc1_bias, fc2_bias))
+        selector = (fc1_weight, fc2_weight, fc1_bias, fc2_bias)
+        scores, index, hidden, pooled_out = select_saving(ctx, ops, x, *selector, pooled, k)
         keep_map(ctx, x)
         ctx.pooled_given = pooled is not None
         return x.view_as(x), ops["gather_channels"](x, index), scores, index, hidden, pooled_out
@@ -151,9 +149,8 @@ class EndingSelectGather_(Function):
     def forward(ctx, ops, overwritten, position, a, b, fc1_weight, fc2_weight, fc1_bias, fc2_bias, k):
         ctx.mark_dirty(a)
         pooled = ops["add_relu_pool_"](a, b, True)
-        saving = ops["select_channels_saving"]
-        scores, index, _, hidden, _ = saving(a, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
-        keep_selection(ctx, ops, scores, index, hidden, pooled, fc1_weight, fc2_weight, (fc1_bias, fc2_bias))
+        selector = (fc1_weight, fc2_weight, fc1_bias, fc2_bias)
+        scores, index, hidden, _ = select_saving(ctx, ops, a, *selector, pooled, k)
         keep_map(ctx, a)
         ctx.overwritten, ctx.position = overwritten, position
         return a, ops["gather_channels"](a, index), scores, index, hidden, pooled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import torch
 from torch import nn
@@ -38,3 +39,18 @@ def gradients(module, x, dy):
     x = x.detach().requires_grad_()
     y = module(x)
     return y.detach(), torch.autograd.grad(y, [x, *module.parameters()], dy)
+
+
+def count_calls(engine, monkeypatch):
+    """A Counter of the engine's raw ops by name, until the test ends."""
+    counts = Counter()
+
+    def counting(name, op):
+        def call(*arguments):
+            counts[name] += 1
+            return op(*arguments)
+
+        return call
+
+    monkeypatch.setattr(engine, "ops", {name: counting(name, op) for name, op in engine.ops.items()})
+    return counts

@@ -1,7 +1,6 @@
 """MoDBlock in training: its gradients against the plain form's, what it saves, what it does not compute."""
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from mod_kernels.bench.networks import PlainBlock
 from mod_kernels.nn import NarrowBasicBlock, NarrowBottleneck
 
 from ..support import feature_map
-from .support import CHANNELS, K, gradients
+from .support import CHANNELS, K, count_calls, gradients
 
 pytestmark = pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
 BACKWARD = ("select_channels_backward", "fuse_channels_backward", "input_gradient")
@@ -29,17 +28,7 @@ def make_block(conv_block=None, dtype=torch.float64, **options):
 @pytest.fixture
 def called(monkeypatch):
     """Counts the raw ops of the CPU engine."""
-    counts = Counter()
-
-    def counting(name, op):
-        def call(*arguments):
-            counts[name] += 1
-            return op(*arguments)
-
-        return call
-
-    monkeypatch.setattr(CPU, "ops", {name: counting(name, op) for name, op in CPU.ops.items()})
-    return counts
+    return count_calls(CPU, monkeypatch)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nchw_sliced"])

@@ -1,7 +1,6 @@
 """Training on the Triton engine: gradients through its backward kernels, and twenty steps on real data."""
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from mod_kernels.nn import NarrowBottleneck
 
 from ...support import feature_map
 from ...training.digits import DigitsNet, digits, train
-from ...training.support import gradients, make_stages
+from ...training.support import count_calls, gradients, make_stages
 
 BACKWARD = ("select_channels_backward", "fuse_channels_backward", "input_gradient")
 
@@ -22,17 +21,7 @@ BACKWARD = ("select_channels_backward", "fuse_channels_backward", "input_gradien
 @pytest.fixture
 def called(monkeypatch):
     """Counts the raw ops of the engine."""
-    counts = Counter()
-
-    def counting(name, op):
-        def call(*arguments):
-            counts[name] += 1
-            return op(*arguments)
-
-        return call
-
-    monkeypatch.setattr(TRITON, "ops", {name: counting(name, op) for name, op in TRITON.ops.items()})
-    return counts
+    return count_calls(TRITON, monkeypatch)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
