@@ -161,7 +161,8 @@ def spec(spec: MoDSpec) -> None:
                 raise TypeError(f"{name}[{i}] must be a tensor, got {type(tensor).__name__}")
     if not spec.conv_weights:
         raise ValueError("conv_weights must not be empty")
-    expected = CONV_KINDS[spec.kind](spec.conv_weights[0].shape[0], spec.k)
+    kind = CONV_KINDS[spec.kind]
+    expected = kind.shapes(kind.mid_channels(spec.conv_weights), spec.k)
     for name, shapes in (("conv_weights", expected), ("conv_biases", [shape[:1] for shape in expected])):
         tensors = getattr(spec, name)
         if len(tensors) != len(shapes):

@@ -143,11 +143,7 @@ class Inputs:
         fc1, fc2 = self._randn(case.r, case.c), self._randn(case.c, case.r)
         if case.values == "tied":
             fc1 = -fc1.abs()
-        middle = max(1, case.k // 4)
-        shapes = {
-            "bottleneck": [(middle, case.k, 1, 1), (middle, middle, 3, 3), (case.k, middle, 1, 1)],
-            "basic": [(case.k, case.k, 3, 3)] * 2,
-        }[kind]
+        shapes = CONV_KINDS[kind].shapes(CONV_KINDS[kind].host_mid(case.k), case.k)
         weights = [self._randn(*shape) * (2.0 / shape[1] / shape[2] ** 2) ** 0.5 for shape in shapes]
         biases = [self._randn(shape[0]) * 0.2 for shape in shapes]
         return MoDSpec(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._layout import memory_format_of
 from ._library import accumulation_dtype
-from .spec import MoDSpec
+from .spec import CONV_KINDS, LAYER_NORM_EPS, MoDSpec
 
 
 def selector_logits(
@@ -110,18 +110,29 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
 
 
 def narrow_conv_block(x: Tensor, spec: MoDSpec) -> Tensor:
-    """The narrowed conv block with its BN folded: convolutions with a ReLU between, (N, k, H, W) to the same.
+    """The narrowed conv block with its norms folded, (N, k, H, W) to the same.
 
-    In the accumulation dtype throughout; a ReLU after the last one only where ``spec.final_relu``.
+    Convolutions, and between them what :data:`mod_kernels.spec.CONV_KINDS` says of the kind. In the accumulation
+    dtype throughout; a ReLU after the last one only where ``spec.final_relu``.
     """
     dtype = accumulation_dtype(x.dtype)
-    last = len(spec.conv_weights) - 1
+    following = (*CONV_KINDS[spec.kind].between, "relu" if spec.final_relu else "nothing")
     with torch.autocast(x.device.type, enabled=False):
         z = x.to(dtype)
-        for i, (weight, bias) in enumerate(zip(spec.conv_weights, spec.conv_biases, strict=True)):
-            z = F.conv2d(z, weight.to(dtype), bias.to(dtype), padding=weight.shape[-1] // 2)
-            z = F.relu(z) if i < last or spec.final_relu else z
+        for weight, bias, then in zip(spec.conv_weights, spec.conv_biases, following, strict=True):
+            groups = z.shape[1] // weight.shape[1]
+            z = F.conv2d(z, weight.to(dtype), bias.to(dtype), padding=weight.shape[-1] // 2, groups=groups)
+            z = _BETWEEN[then](z)
     return z
+
+
+def _layer_norm(z: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the channels of every pixel."""
+    centred = z - z.mean(1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + LAYER_NORM_EPS)
+
+
+_BETWEEN = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "layer_norm": _layer_norm, "nothing": lambda z: z}
 
 
 def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import prod
@@ -15,19 +15,50 @@ POSITIONS = ("first", "last", "original")
 DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
-def _bottleneck_shapes(mid: int, k: int) -> list[tuple[int, ...]]:
-    return [(mid, k, 1, 1), (mid, mid, 3, 3), (k, mid, 1, 1)]
+class ConvKind(NamedTuple):
+    """How the convolutions of a kind of block hang together: stride 1, zero padding ``(kernel - 1) / 2``.
+
+    ``shapes``: the OIHW shapes its weights must have, given mid_channels and k; where I is 1 and the convolution's
+    input has more channels than one, it is depthwise. ``between``: what follows each convolution but the last:
+    ``relu``, ``relu6``, ``gelu`` (exact), or ``layer_norm``, over the channels of every pixel, with
+    LAYER_NORM_EPS and without weight or bias (they fold into the convolution after it). ``host_mid``: the host
+    architecture's mid_channels for k. ``mid_weight``: whose outputs they are.
+    """
+
+    shapes: Callable[[int, int], list[tuple[int, ...]]]
+    between: tuple[str, ...]
+    host_mid: Callable[[int], int]
+    mid_weight: int = 0
+
+    def mid_channels(self, weights: Sequence[Tensor]) -> int:
+        """mid_channels of a block with these weights (of the last one, if there are too few)."""
+        return weights[min(self.mid_weight, len(weights) - 1)].shape[0]
 
 
-def _basic_shapes(mid: int, k: int) -> list[tuple[int, ...]]:
-    return [(k, k, 3, 3), (k, k, 3, 3)]
+# torchvision's, timm's and the original ConvNeXt's.
+LAYER_NORM_EPS = 1e-6
+# MobileNetV2's t, everywhere but in its first stage (which has a single block).
+EXPANSION = 6
 
-
-# kind -> the OIHW shapes its weights must have, given the first one's output channels and k. Stride 1, zero
-# padding (kernel - 1) / 2, ReLU between.
-CONV_KINDS: dict[str, Callable[[int, int], list[tuple[int, ...]]]] = {
-    "bottleneck": _bottleneck_shapes,
-    "basic": _basic_shapes,
+CONV_KINDS: dict[str, ConvKind] = {
+    "bottleneck": ConvKind(
+        lambda mid, k: [(mid, k, 1, 1), (mid, mid, 3, 3), (k, mid, 1, 1)],
+        ("relu", "relu"),
+        lambda k: max(1, k // 4),
+    ),
+    "basic": ConvKind(lambda mid, k: [(k, k, 3, 3)] * 2, ("relu",), lambda k: k),
+    "inverted_residual": ConvKind(
+        lambda mid, k: [(mid, k, 1, 1), (mid, 1, 3, 3), (k, mid, 1, 1)],
+        ("relu6", "relu6"),
+        lambda k: EXPANSION * k,
+    ),
+    "conv": ConvKind(lambda mid, k: [(k, k, 3, 3)], (), lambda k: k),
+    "convnext": ConvKind(
+        lambda mid, k: [(k, 1, 7, 7), (mid, k, 1, 1), (k, mid, 1, 1)],
+        ("layer_norm", "gelu"),
+        lambda k: 4 * k,
+        mid_weight=1,
+    ),
 }
 
 
@@ -85,7 +116,8 @@ class MoDSpec:
         fc1_weight: (R, C), selector's first layer.
         fc2_weight: (C, R), its second.
         k: number of channels processed, 1 <= k <= C.
-        kind: ``"bottleneck"`` (1x1, 3x3, 1x1) or ``"basic"`` (3x3, 3x3).
+        kind: ``"bottleneck"`` (1x1, 3x3, 1x1), ``"basic"`` (3x3, 3x3), ``"inverted_residual"`` (1x1, depthwise
+            3x3, 1x1), ``"conv"`` (3x3) or ``"convnext"`` (depthwise 7x7, 1x1, 1x1): see CONV_KINDS.
         conv_weights: OIHW, in the order they run.
         conv_biases: (O,) each, one per weight (a folded BN always leaves one).
         fc1_bias, fc2_bias: (R,) and (C,), or None (the paper has none).
@@ -142,7 +174,8 @@ class MoDSpec:
         )
         set_derived("selector_arguments", tuple(aliases))
         packed = _packed(self.conv_weights, self.conv_biases)
-        form = written_form(self.kind, self.conv_weights[0].shape[0], self.final_relu, self.position)
+        mid_channels = CONV_KINDS[self.kind].mid_channels(self.conv_weights)
+        form = written_form(self.kind, mid_channels, self.final_relu, self.position)
         set_derived("conv_arguments", (packed, form))
         set_derived("token", Token())
 
@@ -160,7 +193,7 @@ def _packed(weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> Tensor:
 def unpacked(conv_parameters: Tensor, form: str, k: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Weights and biases, as views, from the raw ops' arguments: what :func:`_packed` put together."""
     kind, mid_channels, _, _ = read_form(form)
-    shapes = CONV_KINDS[kind](mid_channels, k)
+    shapes = CONV_KINDS[kind].shapes(mid_channels, k)
     sizes = [size for shape in shapes for size in (prod(shape), shape[0])]
     parts = conv_parameters.split(sizes)
     weights = tuple(part.view(shape) for part, shape in zip(parts[::2], shapes, strict=True))

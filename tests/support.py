@@ -8,6 +8,7 @@ import mmap
 import torch
 
 from mod_kernels import MoDSpec
+from mod_kernels.spec import CONV_KINDS
 
 _MAP_NORESERVE = 0x4000  # Linux; in Python's mmap from 3.13 on
 LAYOUTS = ("nchw", "channels_last", "nchw_sliced", "channels_last_sliced")
@@ -47,8 +48,7 @@ def far_apart(x, stride):
 def make_spec(channels, k, kind="bottleneck", dtype=torch.float32, hidden=None, device="cpu", **fields):
     """A MoDSpec with random weights, activations near 1; ``bias=True`` gives the selector biases."""
     hidden = hidden or max(1, channels // 16)
-    mid = max(1, k // 4)
-    shapes = {"bottleneck": [(mid, k, 1, 1), (mid, mid, 3, 3), (k, mid, 1, 1)], "basic": [(k, k, 3, 3)] * 2}[kind]
+    shapes = CONV_KINDS[kind].shapes(CONV_KINDS[kind].host_mid(k), k)
 
     def random(*shape):
         fan_in = max(1, int(torch.tensor(shape[1:]).prod()))

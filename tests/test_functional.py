@@ -136,7 +136,7 @@ def test_original_position_needs_an_index():
 
 BAD_SPEC = [
     ("k", 17, ValueError, "k must be between 1 and C=16, got k=17"),
-    ("kind", "dense", ValueError, "kind must be one of 'bottleneck', 'basic', got 'dense'"),
+    ("kind", "dense", ValueError, "kind must be one of 'bottleneck', 'basic', 'inverted_residual', 'conv', 'convnext'"),
     ("position", "end", ValueError, "position must be one of"),
     ("fc1_weight", torch.randn(R), ValueError, "fc1_weight must be (R, C), got shape (6,)"),
     ("fc2_weight", torch.randn(C, R + 1), ValueError, "fc2_weight must have shape (16, 6), got (16, 7)"),
@@ -392,7 +392,7 @@ def test_a_form_reads_as_it_was_written(final_relu):
         ("", "form must be kind:mid_channels:relu or linear:position, got ''"),
         ("bottleneck:8:relu", "form must be kind"),
         ("bottleneck:8:relu:first:", "form must be kind"),
-        ("inverted:8:relu:first", "kind must be one of bottleneck, basic, got 'inverted'"),
+        ("inverted:8:relu:first", "kind must be one of bottleneck, basic, inverted_residual, conv, convnext, got 'inverted'"),
         ("bottleneck:-8:relu:first", "mid_channels must be a whole number, got '-8'"),
         ("bottleneck::relu:first", "mid_channels must be a whole number, got ''"),
         ("bottleneck:8:True:first", "must be followed by 'relu' or 'linear', got 'True'"),

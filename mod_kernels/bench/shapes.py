@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._layout import CHANNELS_LAST, NCHW
-from ..spec import MoDSpec
+from ..spec import CONV_KINDS, MoDSpec
 from .check import exact_logits
 
 BATCHES = (1, 8, 32)
@@ -59,11 +59,8 @@ def make_spec(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> M
     def randn(*size: int) -> Tensor:
         return torch.randn(size, generator=generator)
 
-    k, middle = shape.k, max(1, shape.k // 4)
-    sizes = {
-        "bottleneck": [(middle, k, 1, 1), (middle, middle, 3, 3), (k, middle, 1, 1)],
-        "basic": [(k, k, 3, 3)] * 2,
-    }[shape.kind]
+    k, kind = shape.k, CONV_KINDS[shape.kind]
+    sizes = kind.shapes(kind.host_mid(k), k)
     weights = [randn(*size) * (2.0 / (size[1] * size[2] * size[3])) ** 0.5 for size in sizes]
     biases = [randn(size[0]) * 0.1 for size in sizes]
     weights[-1], biases[-1] = weights[-1] * BRANCH_SCALE, biases[-1] * BRANCH_SCALE

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .._library import accumulation_dtype
-from ..spec import CONV_KINDS, MoDSpec
+from ..spec import MoDSpec
 
 if TYPE_CHECKING:
     from .mod_block import MoDBlock
@@ -59,7 +59,7 @@ def why_not_fusible(block: MoDBlock) -> str:
 
     Exact types only: a subclass, a parametrization or a quantized layer computes something else.
     """
-    from .conv_blocks import NarrowBasicBlock, NarrowBottleneck
+    from . import FUSED_CONV_BLOCKS
     from .selector import ChannelSelector
 
     selector, conv_block = block.selector, block.conv_block
@@ -68,34 +68,13 @@ def why_not_fusible(block: MoDBlock) -> str:
     for name in ("fc1", "fc2"):
         if type(getattr(selector, name)) is not nn.Linear:
             return f"selector.{name} is a {type(getattr(selector, name)).__name__}, not nn.Linear"
-    if type(conv_block) not in (NarrowBottleneck, NarrowBasicBlock):
-        name = type(conv_block).__name__
-        return f"its conv_block is a {name}, not a NarrowBottleneck or a NarrowBasicBlock"
-    layers = conv_block.layers()
-    for i, (conv, norm) in enumerate(layers, 1):
-        if type(conv) is not nn.Conv2d:
-            return f"conv_block.conv{i} is a {type(conv).__name__}, not nn.Conv2d"
-        if not _is_plain(conv):
-            return f"conv_block.conv{i} is not of stride 1, zero padding (kernel - 1) / 2, one group: {conv}"
-        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
-            return f"conv_block.bn{i} is a {type(norm).__name__}, not nn.BatchNorm2d"
-        if norm.running_mean is None or norm.running_var is None:
-            return f"conv_block.bn{i} keeps no running statistics"
-    weights = tuple(conv.weight for conv, _ in layers)
-    if [tuple(w.shape) for w in weights] != CONV_KINDS[conv_block.kind](weights[0].shape[0], block.selector.k):
-        return f"conv_block's weights do not fit a {conv_block.kind!r} of k={block.selector.k}"
-    return ""
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    kernel = conv.kernel_size
-    return (
-        kernel[0] % 2 == 1
-        and conv.padding == tuple((size - 1) // 2 for size in kernel)
-        and conv.stride == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
-    )
+    if type(conv_block) not in FUSED_CONV_BLOCKS:
+        known = ", ".join(one.__name__ for one in FUSED_CONV_BLOCKS)
+        return f"its conv_block is a {type(conv_block).__name__}, none of {known}"
+    if conv_block.k != selector.k:
+        return f"conv_block takes k={conv_block.k} channels, selector.k is {selector.k}"
+    reason = conv_block.why_not_folded()
+    return f"conv_block.{reason}" if reason else ""
 
 
 def runs_plainly(block: MoDBlock) -> bool:
@@ -106,13 +85,12 @@ def runs_plainly(block: MoDBlock) -> bool:
     """
     if _has_any_global_hook() or any(_hooks(block)):
         return False
-    return not any(norm.training for _, norm in block.conv_block.layers())
+    return not any(norm.training for norm in block.conv_block.norms())
 
 
 def _hooks(block: MoDBlock) -> tuple[dict, ...]:
     """The hook tables of the modules that the ordinary path calls and the fused one does not."""
-    layers = [layer for pair in block.conv_block.layers() for layer in pair]
-    called = [block.selector, block.conv_block, *layers]
+    called = [block.selector, block.conv_block, *block.conv_block.called()]
     return tuple(hooks for module in called for hooks in (module._forward_hooks, module._forward_pre_hooks))
 
 
@@ -236,7 +214,7 @@ def _entry(block: MoDBlock, spec: MoDSpec) -> _Entry | None:
         sources,
         absent,
         _hooks(block),
-        [(norm, norm.eps) for _, norm in block.conv_block.layers()],
+        [(norm, norm.eps) for norm in block.conv_block.norms()],
         _settings(block),
         aliases,
     )
@@ -244,10 +222,12 @@ def _entry(block: MoDBlock, spec: MoDSpec) -> _Entry | None:
 
 def _tensor_slots(block: MoDBlock) -> Iterator[tuple[dict, str]]:
     """Where each tensor that goes into the spec is held: (a module's table, its name there)."""
-    convs, norms = zip(*block.conv_block.layers(), strict=True)
-    for module in (block.selector.fc1, block.selector.fc2, *convs, *norms):
-        yield module._parameters, "weight"
-        yield module._parameters, "bias"
-    for norm in norms:
-        yield norm._buffers, "running_mean"
-        yield norm._buffers, "running_var"
+    for module in (block.selector.fc1, block.selector.fc2):
+        yield from tensor_slots(module)
+    yield from block.conv_block.tensor_slots()
+
+
+def tensor_slots(layer: nn.Module) -> Iterator[tuple[dict, str]]:
+    """Those of a layer's weight and bias."""
+    yield layer._parameters, "weight"
+    yield layer._parameters, "bias"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ...spec import CONV_KINDS
 from . import configs
 from .configs import SCALAR_TYPES, align_of
 from .tuning import DEFAULT, Tuning
@@ -45,8 +46,7 @@ class Shape:
 def paper_shape(kind: str, channels: int, side: int) -> Shape:
     """A block of the paper's ResNets: ``k = C / 64``, ``R = C / 16``, a quarter of k inside a bottleneck."""
     k = max(1, channels // 64)
-    mid = max(1, k // 4) if kind == "bottleneck" else k
-    return Shape(kind, channels, channels // 16, k, mid, side * side)
+    return Shape(kind, channels, channels // 16, k, CONV_KINDS[kind].host_mid(k), side * side)
 
 
 PAPER_SHAPES = tuple(
