@@ -392,7 +392,10 @@ def test_a_form_reads_as_it_was_written(final_relu):
         ("", "form must be kind:mid_channels:relu or linear:position, got ''"),
         ("bottleneck:8:relu", "form must be kind"),
         ("bottleneck:8:relu:first:", "form must be kind"),
-        ("inverted:8:relu:first", "kind must be one of bottleneck, basic, inverted_residual, conv, convnext, got 'inverted'"),
+        (
+            "inverted:8:relu:first",
+            "kind must be one of bottleneck, basic, inverted_residual, conv, convnext, got 'inverted'",
+        ),
         ("bottleneck:-8:relu:first", "mid_channels must be a whole number, got '-8'"),
         ("bottleneck::relu:first", "mid_channels must be a whole number, got ''"),
         ("bottleneck:8:True:first", "must be followed by 'relu' or 'linear', got 'True'"),
