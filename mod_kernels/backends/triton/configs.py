@@ -171,6 +171,11 @@ def block_registers(x: str, hw: int, channels_last: bool, bottleneck: bool, copi
     return 64 if x == "bf16" and hw <= 64 else None
 
 
+def linear_registers(weight: str, relu: bool) -> int | None:
+    """The same for a layer over the batch: the second one of float32 weights, on 10.0."""
+    return 96 if weight == "fp32" and not relu else None
+
+
 def own_tail_config(tuning: Tuning, k: int, mid: int, hw: int) -> TailConfig:
     """That of ``tail_``: half as many warps for planes of 7 x 7."""
     return tail_config(tuning, k, mid, hw, num_warps=tuning.tail_warps // 2 if hw <= 64 else tuning.tail_warps)

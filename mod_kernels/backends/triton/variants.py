@@ -257,14 +257,17 @@ def linear_variants(selector: Selector) -> tuple[Variant, Variant]:
     )
     pointers = ("in_ptr", "weight_ptr", "bias_ptr", "out_ptr")
     return tuple(
-        _variant(
-            "linear_fwd_kernel",
-            dict(zip(pointers, ("fp32", weight, bias, "fp32"), strict=True)),
-            {"samples": "i32"},
-            {"INPUTS": inputs, "OUTPUTS": outputs}
-            | dict(zip(("BLOCK_N", "BLOCK_IN", "BLOCK_OUT"), tile, strict=True))
-            | {"HAS_BIAS": has_bias, "RELU": relu},
-            num_warps=tuning.linear_warps,
+        replace(
+            _variant(
+                "linear_fwd_kernel",
+                dict(zip(pointers, ("fp32", weight, bias, "fp32"), strict=True)),
+                {"samples": "i32"},
+                {"INPUTS": inputs, "OUTPUTS": outputs}
+                | dict(zip(("BLOCK_N", "BLOCK_IN", "BLOCK_OUT"), tile, strict=True))
+                | {"HAS_BIAS": has_bias, "RELU": relu},
+                num_warps=tuning.linear_warps,
+            ),
+            max_registers=configs.linear_registers(weight, relu),
         )
         for weight, bias, inputs, outputs, tile, has_bias, relu in layers
     )

@@ -130,3 +130,9 @@ def test_blocks_where_they_did_spill(capability, number, dtype):
             check(variant, capability)
             held += 1
     assert held
+
+
+def test_the_layer_that_did_spill():
+    selector = variants.Selector(DEFAULT, ("fp32",) * 5, 2048, 128, 32, 49, 16, 1)
+    for variant in variants.linear_variants(selector):
+        check(variant, 100)
