@@ -66,6 +66,26 @@ inline void pass_run(const T* dy, const T* y, const Accumulate<T>* add, T* dx, i
   }
 }
 
+// For kLanes planes of hw values, one after the other: the plane that each value is of.
+template <class A>
+inline void fill_owners(int64_t hw, IntOf<A>* owners) {
+  for (int64_t i = 0; i < hw * kLanes<A>; ++i) owners[i] = static_cast<IntOf<A>>(i / hw);
+}
+
+// dx = dy + add, masked by y, over kLanes planes: hw vectors, each of which takes its values' addends out of
+// the one vector of them. Where a plane is only some vectors long that saves most of the work between them.
+template <class T, bool kMasked>
+inline void pass_group(const T* dy, const T* y, Vec<Accumulate<T>> add, const IntOf<Accumulate<T>>* owners,
+                       T* dx, int64_t hw) {
+  using A = Accumulate<T>;
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < hw * kLanes<A>; i += kLanes<A>) {
+    Vec<A> v = load(dy + i) + lookup<A>(add, load_vector<Mask<A>>(owners + i));
+    if constexpr (kMasked) v = masked<A>(v, load(y + i));
+    store(dx + i, v);
+  }
+}
+
 // The same over the channels of one pixel, each with its own addend.
 template <class T, bool kMasked>
 inline void pass_pixel(const T* dy, const T* y, const Accumulate<T>* add, T* dx, int64_t channels) {
@@ -99,10 +119,15 @@ class Pass {
         threads(threads_for(g.dy.n * g.dy.sample_size())),
         add_bytes(whole_lines(g.dy.n * g.dy.c * sizeof(A))),
         row_bytes(by_pixels && g.dgathered.data ? whole_lines(2 * g.dy.c * sizeof(A)) : 0),
+        owner_bytes(!by_pixels && g.dy.hw() <= kShortPlane
+                        ? whole_lines(g.dy.hw() * kLanes<A> * sizeof(IntOf<A>))
+                        : 0),
         head_bytes(linked ? whole_lines(g.dy.n * g.dy.c * sizeof(int32_t)) : 0),
         next_bytes(linked ? whole_lines(g.dy.n * k * sizeof(int32_t)) : 0) {}
 
-  int64_t scratch_bytes() const { return add_bytes + threads * row_bytes + head_bytes + next_bytes; }
+  int64_t scratch_bytes() const {
+    return add_bytes + threads * row_bytes + owner_bytes + head_bytes + next_bytes;
+  }
 
   void run(char* scratch) {
     prepare(scratch);
@@ -126,14 +151,18 @@ class Pass {
   }
 
  private:
+  // Values of a plane up to which planes go in groups: their owners are to stay in the first-level cache.
+  static constexpr int64_t kShortPlane = 256;
+
   const InputGradient<T>& g;
   const int64_t k;
   const bool linked, by_pixels;
-  const int64_t threads, add_bytes, row_bytes, head_bytes, next_bytes;
-  A* add = nullptr;         // (N, C), what all of a plane gets
-  int32_t* head = nullptr;  // (N, C): the first j with index[n, j] == c, or -1
-  char* rows = nullptr;     // two rows of addends for each thread, where pixels gather
-  int32_t* next = nullptr;  // (N, k): the next j with the same channel, or -1
+  const int64_t threads, add_bytes, row_bytes, owner_bytes, head_bytes, next_bytes;
+  A* add = nullptr;            // (N, C), what all of a plane gets
+  int32_t* head = nullptr;     // (N, C): the first j with index[n, j] == c, or -1
+  char* rows = nullptr;        // two rows of addends for each thread, where pixels gather
+  IntOf<A>* owners = nullptr;  // where planes are short, see fill_owners
+  int32_t* next = nullptr;     // (N, k): the next j with the same channel, or -1
 
   void prepare(char* scratch) {
     const int64_t samples = g.dy.n, channels = g.dy.c, size = samples * channels;
@@ -142,9 +171,11 @@ class Pass {
     const A count = static_cast<A>(g.dy.hw());
     // -0.0 leaves every number as it is; 0.0 would turn -0.0 into itself.
     for (int64_t i = 0; i < size; ++i) add[i] = g.dpooled ? g.dpooled[i] / count : A{-0.0};
+    char* after_rows = rows + threads * row_bytes;
+    if (owner_bytes) fill_owners<A>(g.dy.hw(), owners = reinterpret_cast<IntOf<A>*>(after_rows));
     if (!linked) return;
-    head = reinterpret_cast<int32_t*>(rows + threads * row_bytes);
-    next = reinterpret_cast<int32_t*>(rows + threads * row_bytes + head_bytes);
+    head = reinterpret_cast<int32_t*>(after_rows + owner_bytes);
+    next = reinterpret_cast<int32_t*>(after_rows + owner_bytes + head_bytes);
     std::fill_n(head, size, -1);
     for (int64_t n = 0; n < samples; ++n) {
       for (int64_t j = k - 1; j >= 0; --j) {  // backwards: a channel's list is then ascending
@@ -168,34 +199,63 @@ class Pass {
     return j >= 0 && j < g.overwritten.c ? j : -1;
   }
 
+  bool is_plain(int64_t n, int64_t c) const {
+    return !(g.dgathered.data && first_of(n, c) >= 0) && overwritten_at(n, c) < 0;
+  }
+
   template <bool kMasked>
   void planes(int64_t n, int64_t begin, int64_t end) const {
-    const int64_t channels = g.dy.c, hw = g.dy.hw();
+    const int64_t hw = g.dy.hw();
     // Locals: the compiler takes a store through dx for one that may change the members.
     const T *dy = g.dy.sample(n), *y = kMasked ? g.y.sample(n) : nullptr;
     T* dx = g.dx.sample(n);
-    const A* a = add + n * channels;
-    const int32_t* heads = linked ? head + n * channels : nullptr;
-    const bool gathers = g.dgathered.data != nullptr, overwrites = g.overwritten.data != nullptr;
-    const auto over = [&](int64_t c) { return overwrites ? overwritten_at(n, c) : -1; };
-    const auto plain = [&](int64_t c) { return !(gathers && heads[c] >= 0) && over(c) < 0; };
-    for (int64_t c = begin; c < end;) {
+    const A* a = add + n * g.dy.c;
+    for (int64_t c = short_planes<kMasked>(n, begin, end); c < end;) {
       const int64_t at = c * hw, first = c;
-      if (hw >= kLanes<A> && plain(c)) {
-        do ++c;
-        while (c < end && plain(c));
-        pass_run<T, kMasked>(dy + at, kMasked ? y + at : nullptr, a + first, dx + at, hw, c - first);
+      if (hw < kLanes<A> || !is_plain(n, c)) {
+        plane<kMasked>(n, c++);
         continue;
       }
-      const T* output = kMasked ? y + at : nullptr;
-      if (over(c) >= 0) output = g.overwritten.sample(n) + over(c) * hw;
-      if (gathers && heads[c] >= 0) {
-        gathered_plane<kMasked>(n, c, heads[c], output);
-      } else {
-        pass_plane<T, false, kMasked>(dy + at, nullptr, output, a[c], dx + at, hw);
-      }
-      ++c;
+      do ++c;
+      while (c < end && is_plain(n, c));
+      pass_run<T, kMasked>(dy + at, kMasked ? y + at : nullptr, a + first, dx + at, hw, c - first);
     }
+  }
+
+  // Planes from begin on in whole groups; returns where they end. The few that get more than an addend, or
+  // are masked by other values, are passed as if they did not, and then once more as they should be.
+  template <bool kMasked>
+  int64_t short_planes(int64_t n, int64_t begin, int64_t end) const {
+    if (!owner_bytes) return begin;
+    const int64_t hw = g.dy.hw(), groups = (end - begin) / kLanes<A>;
+    const T *dy = g.dy.sample(n) + begin * hw, *y = kMasked ? g.y.sample(n) + begin * hw : nullptr;
+    T* dx = g.dx.sample(n) + begin * hw;
+    const A* a = add + n * g.dy.c + begin;
+    const IntOf<A>* of = owners;
+    for (int64_t i = 0; i < groups * kLanes<A>; i += kLanes<A>) {
+      pass_group<T, kMasked>(dy + i * hw, kMasked ? y + i * hw : nullptr, load(a + i), of, dx + i * hw, hw);
+    }
+    end = begin + groups * kLanes<A>;
+    for (int64_t j = 0; linked && j < k; ++j) {
+      const int64_t c = g.index[n * k + j];
+      if (begin <= c && c < end && first_of(n, c) == j) plane<kMasked>(n, c);
+    }
+    if (g.overwritten.data && g.position != Position::kOriginal) {
+      const int64_t last = std::min(end, range_begin() + g.overwritten.c);
+      for (int64_t c = std::max(begin, range_begin()); c < last; ++c) plane<kMasked>(n, c);
+    }
+    return end;
+  }
+
+  // One plane, whatever it gets.
+  template <bool kMasked>
+  void plane(int64_t n, int64_t c) const {
+    const int64_t hw = g.dy.hw(), at = c * hw, over = overwritten_at(n, c), first = first_of(n, c);
+    const T* output = kMasked ? g.y.sample(n) + at : nullptr;
+    if (over >= 0) output = g.overwritten.sample(n) + over * hw;
+    if (g.dgathered.data && first >= 0) return gathered_plane<kMasked>(n, c, first, output);
+    pass_plane<T, false, kMasked>(g.dy.sample(n) + at, nullptr, output, add[n * g.dy.c + c],
+                                  g.dx.sample(n) + at, hw);
   }
 
   template <bool kMasked>
