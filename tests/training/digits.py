@@ -50,10 +50,10 @@ def digits():
     return images[:1400], labels[:1400], images[1400:], labels[1400:]
 
 
-def train(net, digits, backend, steps, batch_size=BATCH):
+def train(net, digits, backend, steps, batch_size=BATCH, lr=0.1):
     """Losses of every step, held-out accuracy in percent, and how often each channel was selected."""
     images, labels, held_out, held_out_labels = digits
-    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=lr)
     draw = torch.Generator().manual_seed(1)
     losses, counts = [], [torch.zeros(s.channels, dtype=torch.long) for s in net.selectors()]
     with use_backend(backend):

@@ -48,9 +48,24 @@ def test_the_cpu_engine_trains_like_the_reference(digits, by_reference):
 
 
 @pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
+def test_twenty_steps(digits):
+    """Step for step the reference's losses, in float32.
+
+    At a learning rate where no channels are near enough to a tie for the two to select differently: after that
+    trainings part. At the 0.1 of the others they do after some seven steps, as PyTorch's own of float32 and
+    float64 do after seventeen.
+    """
+    torch.manual_seed(4)
+    start = DigitsNet()
+    found, expected = (train(copy.deepcopy(start), digits, one, 20, lr=0.02)[0] for one in ("cpu", "reference"))
+    assert expected[-1] < 0.9 * expected[0]  # it learns
+    for step in range(20):
+        assert abs(found[step] / expected[step] - 1) < 1e-3, step
+
+
+@pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
 def test_twenty_steps_in_float64(digits, by_reference):
-    """Step for step the reference's losses. In float32 trainings part sooner: PyTorch's own leaves that of float64
-    by 1e-4 at step 17, the engine's by 1e-3 at step 7."""
+    """At the learning rate of the others."""
     start = by_reference[0]
     wide = [one.double() if one.is_floating_point() else one for one in digits]
     found, expected = (
