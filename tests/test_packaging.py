@@ -98,35 +98,52 @@ def test_build_unknown_mode(source_tree):
     assert "MOD_KERNELS_BUILD must be auto, require or off, got 'maybe'" in done.stderr
 
 
-def test_corrupt_library_keeps_the_loaders_words(tmp_path):
-    """Loading must not raise; the next lower level, where there is one, serves instead."""
+@pytest.fixture
+def native(tmp_path):
+    """The empty folder of compiled libraries of a copy of the package."""
     package = tmp_path / "mod_kernels"
     shutil.copytree(ROOT / "mod_kernels", package, ignore=shutil.ignore_patterns("__pycache__", "_native"))
-    native = package / "_native"
-    native.mkdir()
+    (package / "_native").mkdir()
+    return package / "_native"
+
+
+def describe(native):
+    """What the CPU engine of that copy says of itself."""
+    root = native.parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", "import mod_kernels.backends.native as n; print(n.CPU.describe())"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ is installed")
+def test_library_of_other_sources_is_named(native):
+    """One that loads but lacks ops, as a build left behind by an update does."""
+    library = native / f"libmod_kernels_cpu_{isa_levels()[0]}.so"
+    subprocess.run(["g++", "-shared", "-x", "c++", "/dev/null", "-o", library], check=True)
+    said = describe(native)
+    assert f"{library.name} was compiled from other sources: it has no select_channels, " in said
+    assert "build again" in said
+
+
+def test_corrupt_library_keeps_the_loaders_words(native):
+    """Loading must not raise; the next lower level, where there is one, serves instead."""
     best = isa_levels()[0]
     (native / f"libmod_kernels_cpu_{best}.so").write_text("not a library")
     (native / "build_failure.txt").write_text("the compiler's words\n")
-
-    def describe():
-        done = subprocess.run(
-            [sys.executable, "-c", "import mod_kernels.backends.native as n; print(n.CPU.describe())"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout
-
-    said = describe()
+    said = describe(native)
     assert "could not be loaded" in said
     assert "too short" in said or "invalid" in said
     assert "the compiler's words" in said
     lower = isa_levels()[1:]
     if lower and (NATIVE / f"libmod_kernels_cpu_{lower[0]}.so").exists():
         shutil.copy(NATIVE / f"libmod_kernels_cpu_{lower[0]}.so", native)
-        said = describe()
+        said = describe(native)
         assert "'status': 'ok'" in said
         assert f"libmod_kernels_cpu_{lower[0]}.so" in said
         assert "could not be loaded" in said

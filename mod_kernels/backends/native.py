@@ -73,6 +73,12 @@ class CpuEngine(Engine):
                 # torch names the path and keeps the loader's own words as the cause.
                 self.problems.append(f"{path.name} could not be loaded: {error.__cause__ or error}")
                 continue
+            missing = [name for name in OPS if not _is_served(name)]
+            if missing:  # and the next level can't take its place: some ops are served now
+                self.problems.append(
+                    f"{path.name} was compiled from other sources: it has no {', '.join(missing)}; build again"
+                )
+                return
             self.library = path
             namespace = getattr(torch.ops, NAMESPACE)
             self.ops = {name: getattr(namespace, name).default for name in OPS}
@@ -105,6 +111,10 @@ class CpuEngine(Engine):
         if self.problems:
             described["passed over"] = "; ".join(self.problems)
         return described
+
+
+def _is_served(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU")
 
 
 CPU = CpuEngine()
