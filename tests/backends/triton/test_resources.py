@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from mod_kernels import cli
+from mod_kernels import _resources_table, cli
 from mod_kernels.backends.triton import compile as ahead_of_time
 from mod_kernels.backends.triton import enumeration, ptx, resources, variants
 from mod_kernels.backends.triton.tuning import DEFAULT
@@ -44,7 +44,10 @@ def run(monkeypatch, tmp_path):
         path = tmp_path / "new" / "resources.json"
         options = ["--capability", "90", "--shape", "512x28x28", "--dtype", "float16", "--json", str(path)]
         result = CliRunner().invoke(cli.app, ["resources", *options])
-        return result, json.loads(path.read_text())
+        data = json.loads(path.read_text())
+        for one in data["variants"]:  # columns by name, of the one architecture
+            one |= dict(zip(data["columns"], one.pop("on")["90"], strict=True))
+        return result, data
 
     return run
 
@@ -86,17 +89,17 @@ def test_a_spill_is_named(run):
     assert "pool_fwd_kernel 512x28x28 float16 sm_90 POOLED=False" in result.stdout
     assert ": spills " in result.stdout
     assert "FAILED: 1 of 2 variants" in result.stdout
-    spilling, gather = data["rows"]
+    spilling, gather = data["variants"]
     assert spilling["spill_bytes"] > 0
     assert spilling["problems"][0] == f"spills {spilling['spill_bytes']} bytes"
-    assert not gather.keys() & {"problems", "error"} and not data["ok"]
+    assert not gather["problems"] and gather["error"] is None and not data["ok"]
 
 
 def test_a_narrow_load_is_named(run):
     result, data = run(NARROW)
     assert result.exit_code == 1
     assert ": loads x 2 bytes at a time where 16 are possible" in result.stdout
-    assert data["rows"][0]["pool_load_widths"] == [2, 2]
+    assert data["variants"][0]["pool_load_widths"] == [2, 2]
 
 
 def test_a_narrow_load_is_right_where_nothing_is_aligned():
@@ -169,9 +172,9 @@ def test_what_does_not_compile_is_a_row_and_the_others_go_on(run):
     assert result.exit_code == 1
     assert "gather_channels_fwd_kernel 512x28x28 float16 sm_90" in result.stdout
     assert ": does not compile: CompilationError" in result.stdout
-    broken, gather = data["rows"]
+    broken, gather = data["variants"]
     assert broken["error"].startswith("CompilationError")
-    assert "registers" not in broken
+    assert broken["registers"] is None
     assert gather["registers"] > 0
 
 
@@ -181,12 +184,19 @@ def test_the_file_says_what_of_what_and_by_what(run):
     assert "ok: 1 variants" in result.stdout
     assert {"torch", "triton", "commit"} <= data["machine"].keys()
     assert data["command"].startswith("mod-kernels")
-    (row,) = data["rows"]
-    assert (row["kernel"], row["dtype"], row["capability"]) == ("pool_fwd_kernel", "float16", 90)
+    (row,) = data["variants"]
+    assert (row["kernel"], row["dtype"]) == ("pool_fwd_kernel", "float16")
     assert row["constants"] == dict(POOL.constexprs)
-    assert row["types"] == dict(POOL.signature)
     assert (row["num_warps"], row["num_stages"]) == (POOL.num_warps, POOL.num_stages)
-    assert row["estimate_gpu"] == "H100 SXM"
+    assert data["estimates_for"] == {"90": "H100 SXM"}
+
+
+def test_a_line_of_the_file_has_every_architecture():
+    rows = [resources.row_of(SHAPE, "float16", GATHER, capability) for capability in (80, 90)]
+    data = json.loads(_resources_table.as_json({"ok": True}, rows))
+    (line,) = data["variants"]
+    assert list(line["on"]) == ["80", "90"]
+    assert line["on"]["80"][data["columns"].index("registers")] == rows[0].registers
 
 
 def test_every_variant_has_a_row(monkeypatch):
