@@ -164,7 +164,7 @@ def build(name: str, device: str, dtype: torch.dtype, training: bool = False) ->
     if name not in models.list_models():
         raise ValueError(f"network must be one of {', '.join(models.list_models())}, got {name!r}")
     torch.manual_seed(0)
-    base = getattr(models, name)(c=64).train(training)
+    base = getattr(models, name)().train(training)
     _randomise_norms(base)
     base = base.to(device, dtype).requires_grad_(training)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from .. import _checks
-from ..nn import MoDBlock, MoDStage, NarrowBasicBlock, NarrowBottleneck
+from ..nn import MoDStage, NarrowBasicBlock, NarrowBottleneck
+from . import _options
 
 # name -> host block, blocks per stage (the paper's tables)
 NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, int, int, int]]] = {
@@ -24,7 +25,6 @@ NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, int, int, int]]] = {
     "resnet152_mod": (Bottleneck, (3, 8, 36, 3)),
 }
 _NARROW = {BasicBlock: NarrowBasicBlock, Bottleneck: NarrowBottleneck}
-STEMS = ("imagenet", "cifar")
 
 
 class MoDResNet(ResNet):
@@ -48,18 +48,12 @@ class MoDResNet(ResNet):
         stem: str = "imagenet",
         **kwargs: Any,
     ) -> None:
-        if not isinstance(c, int) or isinstance(c, bool) or c < 1:
-            raise ValueError(f"c must be an int of at least 1, got {c!r}")
-        _checks.where(position)
-        if stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(map(repr, STEMS))}, got {stem!r}")
+        _options.check(c, position, stem)
         # Plain attributes, set first: ResNet's constructor calls _make_layer.
         self._c, self._position = c, position
         super().__init__(block, list(layers), **kwargs)
         if stem == "cifar":
-            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-            self.maxpool = nn.Identity()
+            cifar_stem(self)
         if kwargs.get("zero_init_residual"):
             for module in self.modules():
                 if isinstance(module, (NarrowBasicBlock, NarrowBottleneck)):
@@ -78,11 +72,10 @@ class MoDResNet(ResNet):
         first = super()._make_layer(block, planes, 1, stride, dilate)  # sets inplanes and dilation
         stage = list(first)
         channels, norm_layer = self.inplanes, self._norm_layer
-        k = max(1, channels // self._c)
         for i in range(1, blocks):
             if i % 2:
-                narrow = _NARROW[block](k, norm_layer=norm_layer)
-                stage.append(MoDBlock(channels, narrow, k, position=self._position, overwrite_input=True))
+                narrow = partial(_NARROW[block], norm_layer=norm_layer)
+                stage.append(_options.mod_block(channels, self._c, self._position, narrow))
             else:
                 stage.append(
                     block(
@@ -95,6 +88,13 @@ class MoDResNet(ResNet):
                     )
                 )
         return MoDStage(*stage)
+
+
+def cifar_stem(network: ResNet) -> None:
+    """A 3x3 of stride 1 and no pool, for 32x32 input."""
+    network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
 
 
 def _builder(name: str) -> Callable[..., MoDResNet]:
