@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _flops
 from ._layout import memory_format_of
 
 SELECTOR = "Tensor fc1_weight, Tensor fc2_weight, Tensor? fc1_bias, Tensor? fc2_bias, Tensor? pooled, int k"
@@ -214,4 +215,5 @@ def define(namespace: str, ops: list[str], with_counters: tuple[str, ...] = ()) 
             arguments += ", Tensor(counters!) counters"
         library.define(f"{name}({arguments}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+    _flops.register(namespace, ops)
     return library

@@ -1,6 +1,6 @@
-"""ConvNeXt-MoD: in each stage every block with an odd index is a MoD block, as arXiv 2409.17016 has it for ResNets.
+"""ConvNeXt-MoD: in each stage every block with an odd index is a MoD block, as in a ResNet-MoD.
 
-The paper has no ConvNeXt; the choice of c is this package's.
+The paper (arXiv 2409.17016) has no ConvNeXt; the choice of c is this package's.
 """
 
 from __future__ import annotations

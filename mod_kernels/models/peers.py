@@ -53,7 +53,7 @@ PEERS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
 def dense_peer(name: str, **kwargs: Any) -> nn.Module:
     """The dense network, untrained, that the MoD network ``name`` is measured against.
 
-    ResNets and VGGs take ``stem`` as their MoD networks do, all take torchvision's own arguments (num_classes, ...).
+    Arguments are those of the MoD network, without c and position: ``num_classes``, ResNets' and VGGs' ``stem``.
 
     Raises:
         ValueError: a name that :func:`mod_kernels.models.list_models` does not have.

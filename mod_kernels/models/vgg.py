@@ -20,8 +20,8 @@ NETWORKS: dict[str, Configuration] = {"vgg16_bn_mod": cfgs["D"], "vgg19_bn_mod":
 class StemVGG(VGG):
     """torchvision's VGG with batch norm, for ImageNet or in the form that the paper has for CIFAR.
 
-    That form's classifier is derived: 512 -> 512 -> 512 -> classes on the last pooled map gives the parameters that
-    the paper prints for VGG16-BN and VGG19-BN, dense and MoD.
+    That form's classifier is derived: 512 -> 512 -> 512 -> classes on the last pooled map gives the parameters
+    that the paper prints for VGG16-BN and VGG19-BN, dense and MoD.
 
     Args:
         configuration: widths and poolings, as torchvision's ``cfgs`` have them.

@@ -13,6 +13,8 @@ from mod_kernels import MoDBlock, accelerate, models
 from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels.nn import MoDStage
 
+from .support import multiply_adds, parameters, rounded
+
 # Parameters in millions as arXiv 2409.17016 prints them for ImageNet.
 PRINTED = {
     "resnet18_mod": "5.46",
@@ -27,12 +29,19 @@ PRINTED = {
 }
 
 
-def parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def rounded(count, printed):
-    return f"{count / 1e6:.{len(printed.split('.')[1])}f}"
+# Multiply-adds, in thousands of millions, of one image of 224x224.
+PRINTED_GMAC = {
+    "resnet18_mod": 0.89,
+    "resnet26_mod": 1.36,
+    "resnet34_mod": 2.06,
+    "resnet42_mod": 2.29,
+    "resnet50_mod": 2.60,
+    "resnet75_mod": 3.48,
+    "resnet86_mod": 3.92,
+    "resnet101_mod": 4.58,
+    "resnet152_mod": 6.34,
+}
+PRINTED_GMAC_DENSE = {"resnet18_mod": 1.82, "resnet34_mod": 3.68, "resnet50_mod": 4.13, "resnet101_mod": 7.80}
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -40,6 +49,20 @@ def test_parameter_counts_are_the_papers(name):
     with torch.device("meta"):
         model = getattr(models, name)()
     assert rounded(parameters(model), PRINTED[name]) == PRINTED[name]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", PRINTED_GMAC)
+def test_multiply_adds_are_the_papers(name):
+    products, _ = multiply_adds(getattr(models, name)(), 224)
+    assert products / 1e9 == pytest.approx(PRINTED_GMAC[name], rel=0.02)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", PRINTED_GMAC_DENSE)
+def test_multiply_adds_of_the_dense_peers_are_the_papers(name):
+    products, _ = multiply_adds(models.dense_peer(name), 224)
+    assert products / 1e9 == pytest.approx(PRINTED_GMAC_DENSE[name], rel=0.02)
 
 
 def test_what_the_papers_counts_leave_out():
