@@ -53,7 +53,7 @@ def select_gather(
 class Pair:
     """The residual ending of a block, and the MoD block after it, which writes into what the ending wrote.
 
-    ``out`` and ``identity`` (N, C, H, W) of one dtype and layout; out is written: nothing else may read it.
+    ``out`` and ``identity`` (N, C, H, W), or None, of one dtype; out is written: nothing else may read it.
     """
 
     OPS = ("add_relu_pool_", "select_channels", "gather_channels", "fuse_channels_")
@@ -61,9 +61,9 @@ class Pair:
     def __init__(self, engine: Engine, position: str) -> None:
         self._engine, self._position, self._overwritten = engine, position, Overwritten()
 
-    def begin(self, out: Tensor, identity: Tensor, selector: Selector, k: int) -> tuple[Tensor, ...]:
+    def begin(self, out: Tensor, identity: Tensor | None, selector: Selector, k: int) -> tuple[Tensor, ...]:
         """``out = relu(out + identity)``; x, the gathered channels, scores and index."""
-        if layout_of(identity) != layout_of(out):
+        if identity is not None and layout_of(identity) != layout_of(out):
             identity = identity.contiguous(memory_format=memory_format_of(out))
         arguments = (out, identity, *map(row_major, selector), k)
         return EndingSelectGather_.apply(self._engine.ops, self._overwritten, self._position, *arguments)[:4]

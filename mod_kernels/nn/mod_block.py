@@ -76,11 +76,11 @@ class MoDBlock(nn.Module):
             return functional.fuse_channels_(x, z, scores, index, self.position)
         return functional.fuse_channels(x, z, scores, index, self.position)
 
-    def after_ending(self, out: Tensor, identity: Tensor) -> Tensor | None:
+    def after_ending(self, out: Tensor, identity: Tensor | None) -> Tensor | None:
         """``self(relu(out + identity))`` in training, both written into ``out``; None where that can't be.
 
-        For :class:`mod_kernels.nn.MoDStage`, which knows that nothing else reads out. One map is kept for the
-        backward where the ending and the block by themselves would keep two.
+        For :class:`mod_kernels.nn.MoDStage`, which knows that nothing else reads out (and where there may be no
+        identity). One map is kept for the backward where the ending and the block by themselves would keep two.
         """
         parts = (out, identity, *self.selector.parameters())
         if torch.compiler.is_compiling() or not self._selects_plainly() or not _autograd.needed(*parts):

@@ -1,7 +1,5 @@
 """MobileNetV2-MoD: the paper's counts, which blocks are MoD, options."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
