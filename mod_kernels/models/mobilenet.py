@@ -1,4 +1,9 @@
-"""MobileNetV2-MoD: in each stage every block with an odd index is a MoD block (arXiv 2409.17016, section 4)."""
+"""MobileNetV2-MoD: in each stage every block with an odd index is a MoD block (arXiv 2409.17016, section 4).
+
+Parameters are the paper's. Its GMAC, 0.221 and 0.345 (L), are 7 and 6 % above the 0.206 and 0.327 of the matrix
+products and convolutions, and so is its 0.320 for the dense network (0.301): with the elements of norms and
+activations they come to 0.220, 0.344 and 0.320.
+"""
 
 from __future__ import annotations
 
