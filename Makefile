@@ -68,7 +68,7 @@ $(VENV)/.installed: pyproject.toml
 
 # Not isolated: the build uses the torch just installed instead of fetching another.
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	$(RUN) pip install -q --no-build-isolation -e '.[test]'
+	$(RUN) pip install -q --no-build-isolation -e '.[test,export]'
 	touch $@
 
 $(FLOOR)/.installed: Makefile
