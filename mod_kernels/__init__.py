@@ -8,6 +8,7 @@ from types import ModuleType
 
 from . import functional, reference
 from ._info import info
+from ._tracing import export_mode
 from .accelerate import accelerate
 from .backends import use_backend
 from .functional import MoDSpec, explain
@@ -19,6 +20,7 @@ __all__ = [
     "MoDSpec",
     "accelerate",
     "explain",
+    "export_mode",
     "functional",
     "info",
     "reference",

@@ -9,12 +9,12 @@ computes is written out in :mod:`mod_kernels.reference`; the source is arXiv 240
 
 Wrong arguments raise before anything is written: TypeError for a type or dtype, ValueError for a shape, a device
 or a value, RuntimeError for an index out of range (on a CPU) and for gradients where there can be none.
-While exporting (``torch.export``) the ops become plain ATen (:mod:`mod_kernels.plain`).
+While exporting (``torch.export``) the ops become plain ATen (:mod:`mod_kernels._portable`), unless
+:func:`mod_kernels.export_mode` says otherwise.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, is_grad_enabled
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
-from . import _autograd, _checks, backends, plain, reference
+from . import _autograd, _checks, _portable, backends, reference
 from ._layout import NCHW, OTHER, layout_of, memory_format_of
 from ._remembered import facts, recall, remember
 from ._tracing import exporting
@@ -95,7 +95,7 @@ def select_channels(
         return op(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     call = select_call(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     if exporting():
-        return plain.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
+        return _portable.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.select_channels(x, fc1_weight, fc2_weight, k, fc1_bias, fc2_bias, pooled)
@@ -147,7 +147,7 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
         return op(x, index)
     call = _gather_call(x, index)
     if exporting():
-        return plain.gather_channels(x, index)
+        return _portable.gather_channels(x, index)
     engine = choose(_dense_call(call))
     if engine is None:
         _checks.index_in_range(index, x.shape[1])
@@ -196,7 +196,7 @@ def fuse_channels(
     z = cast_like(x, z)
     call = _fuse_call(x, z, scores, index, position)
     if exporting():
-        return plain.fuse_channels(x, z, scores, index, position, ending="cat")
+        return _portable.fuse_channels(x, z, scores, index, position)
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.fuse_channels(x, z, scores, _validated(x, index, position), position)
@@ -226,6 +226,8 @@ def fuse_channels_(
     given = (x, z, scores, index, position)
     z = cast_like(x, z)
     call = _fuse_call_(x, z, scores, index, position)
+    if exporting():
+        return _portable.fuse_channels_(x, z, scores, index, position)
     grad = _autograd.needed(x, z, scores)
     if grad and is_compiling():
         # A write marked inside a traced autograd.Function gives wrong gradients where x is a graph input
@@ -290,7 +292,7 @@ def add_relu_pool(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tupl
         return op(a, b, relu)
     call = _add_relu_pool_call(a, b, relu)
     if exporting():
-        return reference.add_relu_pool(a, b, relu)
+        return _portable.add_relu_pool(a, b, relu)
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.add_relu_pool(a, b, relu)
@@ -312,6 +314,8 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
         pooled = op(a, b, relu)
         return _written(a), pooled
     call = _add_relu_pool_call_(a, b, relu)
+    if exporting():
+        return _portable.add_relu_pool_(a, b, relu)
     grad = _autograd.needed(a, b)
     if grad and is_compiling():  # as in fuse_channels_
         y, pooled = add_relu_pool(a, b, relu)
@@ -384,10 +388,7 @@ def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
         return op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)[0]
     call = _block_call(x, spec, pooled)
     if exporting():
-        selector = (spec.fc1_weight, spec.fc2_weight, spec.k)
-        conv = partial(reference.narrow_conv_block, spec=spec)
-        biases = (spec.fc1_bias, spec.fc2_bias)
-        return plain.mod_block(x, *selector, conv, *biases, pooled, spec.position, ending="cat")
+        return _portable.mod_block(x, spec, pooled)
     engine = choose(_dense_call(call))
     if engine is None:
         return reference.mod_block(x, spec, pooled)
@@ -408,6 +409,8 @@ def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor
         op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
         return _written(x)
     call = _block_call_(x, spec, pooled)
+    if exporting():
+        return _portable.mod_block_(x, spec, pooled)
     engine = choose(call)
     if engine is None:
         return reference.mod_block_(x, spec, pooled)

@@ -1,4 +1,4 @@
-"""The paper's block as people write it in PyTorch: the baseline of every benchmark, and what export uses.
+"""The paper's block as people write it in PyTorch: the baseline of every benchmark.
 
 Equal to :mod:`mod_kernels.reference` wherever no two logits tie and the sigmoids do not saturate. Three endings,
 since people write three: ``"clone"`` (copy, then add to a slice), ``"cat"``, and ``"inplace"`` (writes into x).
