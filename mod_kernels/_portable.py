@@ -1,7 +1,7 @@
 """The ops as ``torch.export`` gets them: plain ATen that ONNX and other runtimes have.
 
-As :mod:`mod_kernels.reference`, logits, rounding and all, but for what does not convert: a stable sort. ``torch.topk``
-stands for it, so equal logits are ranked as the runtime pleases. Not :mod:`mod_kernels.plain`, which ranks sigmoids
+As :mod:`mod_kernels.reference`, logits, rounding and all, but for what does not convert, a stable sort: with
+``torch.topk`` equal logits are ranked as the runtime pleases. Not :mod:`mod_kernels.plain`, which ranks sigmoids
 (they saturate into ties) and runs the selector in x's dtype.
 """
 

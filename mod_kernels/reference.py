@@ -129,7 +129,7 @@ def narrow_conv_block(x: Tensor, spec: MoDSpec) -> Tensor:
 
 
 def _outside_autocast(device: str) -> AbstractContextManager:
-    """No autocast inside; where there is none outside either, nothing: torch.export would keep it as an operator."""
+    """Ends autocast where there is one; nothing elsewhere, as torch.export would keep it in its graph."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 

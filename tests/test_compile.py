@@ -5,7 +5,7 @@ import torch
 
 from mod_kernels import functional, use_backend
 
-from .support import feature_map, make_spec, relative_error, selector_of
+from .support import feature_map, make_spec, relative_error
 
 BACKENDS = ["cpu", "reference"]
 LAYOUTS = ["nchw", "channels_last"]
@@ -168,27 +168,3 @@ def test_use_backend_recompiles():
         with use_backend("reference"):
             compiled(x)
             assert not any("mod_kernels_cpu" in name for name in operators_of(compiled, x))
-
-
-class Ops(torch.nn.Module):
-    """Each op once, so that an export shows what each becomes."""
-
-    def __init__(self, spec):
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, x):
-        y, pooled = functional.add_relu_pool(x)
-        scores, index = functional.select_channels(y, **selector_of(self.spec), pooled=pooled)
-        y = functional.fuse_channels(y, functional.gather_channels(y, index), scores)
-        return functional.mod_block(y, self.spec)
-
-
-def test_export_is_a_plain_graph():
-    module, x = Ops(make_spec(16, 4, hidden=8)), feature_map((2, 16, 4, 4))
-    with torch.no_grad():
-        program = torch.export.export(module, (x,))
-        targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-        assert targets and not [t for t in targets if "mod_kernels" in t or "sort" in t], targets
-        assert "aten.topk.default" in targets
-        assert torch.allclose(program.module()(x), module(x), rtol=1e-5, atol=1e-5)
