@@ -1,6 +1,6 @@
 """What pool, selector, top-k and tail cost apart, for every ISA level this machine runs.
 
-    python -m benchmarks.cpu_stages [--json FILE] [--dtype float32] [--blocks bottleneck|basic|all] [--batch N]
+    python -m benchmarks.cpu_stages [--json FILE] [--dtype float32] [--blocks KIND|all] [--batch N]
 
 Compiles ``benchmarks/native/stages.cpp`` with the engine's own sources and flags, without torch, once for each
 level; runs each on one thread; prints a table and keeps every figure in FILE: microseconds for the whole batch,
@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mod_kernels.backends.native import isa_levels
+from mod_kernels.backends.native import KINDS, isa_levels
 from mod_kernels.bench import machine
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to keep the figures")
     parser.add_argument("--dtype", default="float32", choices=("float16", "bfloat16", "float32", "float64"))
-    parser.add_argument("--blocks", default="bottleneck", choices=("bottleneck", "basic", "all"))
+    parser.add_argument("--blocks", default="bottleneck", choices=(*KINDS, "all"))
     parser.add_argument("--batch", type=int, default=0, choices=(0, 1, 8, 32), help="0: all three")
     given = parser.parse_args()
     levels = {}

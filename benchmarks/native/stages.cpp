@@ -4,6 +4,7 @@
 // A stage runs over the whole batch before it is timed again, so that what it reads is as far away as it is
 // in a network: x comes from memory where it is larger than the caches.
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -72,12 +73,51 @@ void fill(T* data, int64_t count, Accumulate<T> scale) {
   }
 }
 
+struct Kind {
+  const char* name;
+  BlockKind kind;
+  int64_t channels_of_each;  // C / k, the paper's c
+};
+constexpr Kind kBottleneck{"bottleneck", BlockKind::kBottleneck, 64};
+constexpr Kind kBasic{"basic", BlockKind::kBasic, 64};
+constexpr Kind kInvertedResidual{"inverted_residual", BlockKind::kInvertedResidual, 16};
+constexpr Kind kConv{"conv", BlockKind::kConv, 64};
+constexpr Kind kConvNeXt{"convnext", BlockKind::kConvNeXt, 96};
+
 struct Shape {
-  const char* kind;
+  Kind kind;
   int64_t c, side, n;
-  int64_t k() const { return std::max<int64_t>(1, c / 64); }
-  int64_t m() const { return std::max<int64_t>(1, k() / 4); }
+  int64_t k() const { return std::max<int64_t>(1, c / kind.channels_of_each); }
+  int64_t m() const {
+    switch (kind.kind) {
+      case BlockKind::kBottleneck:
+        return std::max<int64_t>(1, k() / 4);
+      case BlockKind::kInvertedResidual:
+        return 6 * k();
+      case BlockKind::kConvNeXt:
+        return 4 * k();
+      default:
+        return k();
+    }
+  }
   int64_t r() const { return std::max<int64_t>(1, c / 16); }
+  // Weights of each convolution, which is also its multiply-adds for each pixel.
+  std::array<int64_t, 3> weights() const {
+    const int64_t k = this->k(), m = this->m();
+    switch (kind.kind) {
+      case BlockKind::kBottleneck:
+        return {k * m, 9 * m * m, m * k};
+      case BlockKind::kBasic:
+        return {9 * k * k, 9 * k * k, 0};
+      case BlockKind::kInvertedResidual:
+        return {k * m, 9 * m, m * k};
+      case BlockKind::kConv:
+        return {9 * k * k, 0, 0};
+      case BlockKind::kConvNeXt:
+        return {49 * k, k * m, m * k};
+    }
+    return {};
+  }
 };
 
 template <class T>
@@ -98,21 +138,21 @@ template <class T>
 void measure(const Shape& s, bool channels_last) {
   using A = Accumulate<T>;
   const int64_t hw = s.side * s.side, sample = s.c * hw, k = s.k(), m = s.m(), r = s.r();
-  const bool basic = !std::strcmp(s.kind, "basic");
-  const int64_t macs = basic ? 2 * 9 * k * k : k * m + 9 * m * m + m * k;  // for each pixel
+  const auto [first, second, third] = s.weights();
+  const int64_t macs = first + second + third;
   Buffer<T> x(s.n * sample), weights(2 * s.c * r);
-  Buffer<A> pooled(s.n * s.c), hidden(s.n * r), logits(s.n * s.c), scores(s.n * k), conv(macs), bias(4 * k);
+  Buffer<A> pooled(s.n * s.c), hidden(s.n * r), logits(s.n * s.c), scores(s.n * k), conv(macs), bias(k + m);
   Buffer<int64_t> index(s.n * k);
   fill(x.data, s.n * sample, 1);
   fill(weights.data, 2 * s.c * r, 1);
   fill(conv.data, macs, A(0.01));
-  fill(bias.data, 4 * k, A(0.01));
+  fill(bias.data, k + m, A(0.01));
   const FeatureMap<T> map{
       x.data, s.n, s.c, s.side, s.side, sample, channels_last ? Layout::kChannelsLast : Layout::kNchw};
-  ConvBlock<A> block{basic ? BlockKind::kBasic : BlockKind::kBottleneck, false, Position::kFirst, k, m};
+  ConvBlock<A> block{s.kind.kind, false, Position::kFirst, k, m};
   block.weight[0] = conv.data;
-  block.weight[1] = conv.data + (basic ? 9 * k * k : k * m);
-  block.weight[2] = conv.data + k * m + 9 * m * m;
+  block.weight[1] = conv.data + first;
+  block.weight[2] = conv.data + first + second;
   for (const A*& b : block.bias) b = bias.data;
   const Linear<A> fc1{weights.data, tag_of<T>(), nullptr, s.c, r, true};
   const Linear<A> fc2{weights.data + s.c * r, tag_of<T>(), nullptr, r, s.c, false};
@@ -125,7 +165,7 @@ void measure(const Shape& s, bool channels_last) {
         "{\"block\": \"%ldx%ldx%ld\", \"kind\": \"%s\", \"n\": %ld, \"dtype\": \"%s\", \"layout\": \"%s\", "
         "\"stage\": \"%s\", \"us\": %.4g, \"bytes\": %ld, \"flop\": %ld, \"gb_s\": %.4g, \"gflop_s\": "
         "%.4g}\n",
-        s.c, s.side, s.side, s.kind, s.n, name_of<T>(), channels_last ? "channels_last" : "nchw", stage,
+        s.c, s.side, s.side, s.kind.name, s.n, name_of<T>(), channels_last ? "channels_last" : "nchw", stage,
         t * 1e6, bytes, operations, bytes / t / 1e9, operations / t / 1e9);
     std::fflush(stdout);
   };
@@ -214,15 +254,33 @@ void measure_all(const std::string& blocks, int64_t only_n) {
   for (const int64_t n : {1, 8, 32}) {
     if (only_n && n != only_n) continue;
     for (const bool last : {false, true}) {
-      for (const Shape& s : {Shape{"bottleneck", 256, 56, n},
-                             {"bottleneck", 512, 28, n},
-                             {"bottleneck", 1024, 14, n},
-                             {"bottleneck", 2048, 7, n},
-                             {"basic", 64, 56, n},
-                             {"basic", 128, 28, n},
-                             {"basic", 256, 14, n},
-                             {"basic", 512, 7, n}}) {
-        if (blocks == "all" || blocks == s.kind) measure<T>(s, last);
+      for (const Shape& s : {Shape{kBottleneck, 256, 56, n},
+                             {kBottleneck, 512, 28, n},
+                             {kBottleneck, 1024, 14, n},
+                             {kBottleneck, 2048, 7, n},
+                             {kBasic, 64, 56, n},
+                             {kBasic, 128, 28, n},
+                             {kBasic, 256, 14, n},
+                             {kBasic, 512, 7, n},
+                             {kInvertedResidual, 24, 56, n},
+                             {kInvertedResidual, 32, 28, n},
+                             {kInvertedResidual, 64, 14, n},
+                             {kInvertedResidual, 96, 14, n},
+                             {kInvertedResidual, 160, 7, n},
+                             {kConv, 64, 32, n},
+                             {kConv, 128, 16, n},
+                             {kConv, 256, 8, n},
+                             {kConv, 512, 4, n},
+                             {kConv, 512, 2, n},
+                             {kConv, 64, 224, n},
+                             {kConv, 128, 112, n},
+                             {kConv, 256, 56, n},
+                             {kConv, 512, 28, n},
+                             {kConvNeXt, 96, 56, n},
+                             {kConvNeXt, 192, 28, n},
+                             {kConvNeXt, 384, 14, n},
+                             {kConvNeXt, 768, 7, n}}) {
+        if (blocks == "all" || blocks == s.kind.name) measure<T>(s, last);
       }
     }
   }
@@ -231,7 +289,7 @@ void measure_all(const std::string& blocks, int64_t only_n) {
 }  // namespace
 }  // namespace mod_kernels
 
-// Arguments: dtype; "all", "bottleneck" or "basic"; a batch size or 0 for all.
+// Arguments: dtype; "all" or a kind; a batch size or 0 for all.
 int main(int count, char** arguments) {
   using namespace mod_kernels;
   const std::string dtype = count > 1 ? arguments[1] : "float32", blocks = count > 2 ? arguments[2] : "all";

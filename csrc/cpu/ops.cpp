@@ -82,33 +82,61 @@ Form read_form(std::string_view form) {
   return read;
 }
 
+struct ConvSize {
+  int64_t outputs = 0, weights = 0;  // weights of each output
+};
+
+using Sizes = std::array<ConvSize, 3>;
+
+// A kind of conv block, and the sizes of its convolutions given k and m (CONV_KINDS of mod_kernels/spec.py).
+struct Kind {
+  std::string_view name;
+  BlockKind kind;
+  bool has_mid;  // m comes with the form; else it is k
+  Sizes (*sizes)(int64_t k, int64_t m);
+};
+constexpr Kind kKinds[] = {
+    {"bottleneck", BlockKind::kBottleneck, true,
+     [](int64_t k, int64_t m) -> Sizes { return {{{m, k}, {m, 9 * m}, {k, m}}}; }},
+    {"basic", BlockKind::kBasic, false,
+     [](int64_t k, int64_t) -> Sizes { return {{{k, 9 * k}, {k, 9 * k}}}; }},
+    {"inverted_residual", BlockKind::kInvertedResidual, true,
+     [](int64_t k, int64_t m) -> Sizes { return {{{m, k}, {m, 9}, {k, m}}}; }},
+    {"conv", BlockKind::kConv, false, [](int64_t k, int64_t) -> Sizes { return {{{k, 9 * k}}}; }},
+    {"convnext", BlockKind::kConvNeXt, true,
+     [](int64_t k, int64_t m) -> Sizes { return {{{k, 49}, {m, k}, {k, m}}}; }},
+};
+
+const Kind& kind_of(std::string_view name) {
+  const Kind* found =
+      std::find_if(std::begin(kKinds), std::end(kKinds), [&](const Kind& kind) { return kind.name == name; });
+  require(found != std::end(kKinds),
+          "kind must be 'bottleneck', 'basic', 'inverted_residual', 'conv' or 'convnext', got '", name, "'");
+  return *found;
+}
+
 // Where each convolution's weight and bias lie in the packed tensor; its size keeps the kernels inside.
 template <class A>
 ConvBlock<A> conv_block(const Tensor& parameters, std::string_view form, int64_t k, Converted<A>& converted) {
-  const auto [kind, mid_channels, final_relu, position] = read_form(form);
-  ConvBlock<A> block{BlockKind::kBottleneck, final_relu, position, k, k};
-  std::array<std::array<int64_t, 2>, 3> shapes{};  // outputs, and weights of each output
+  const auto [name, mid_channels, final_relu, position] = read_form(form);
+  const Kind& kind = kind_of(name);
   const int64_t size = parameters.numel();
-  if (kind == "basic") {
-    block.kind = BlockKind::kBasic;
-    shapes = {{{k, k * 9}, {k, k * 9}}};
-  } else {
-    require(kind == "bottleneck", "kind must be 'bottleneck' or 'basic', got '", kind, "'");
+  if (kind.has_mid) {
     require(mid_channels >= 1 && mid_channels <= size,
             "mid_channels must be between 1 and the size of conv_parameters, got ", mid_channels);
-    const int64_t m = block.m = mid_channels;
-    shapes = {{{m, k}, {m, m * 9}, {k, m}}};
   }
+  ConvBlock<A> block{kind.kind, final_relu, position, k, kind.has_mid ? mid_channels : k};
+  const Sizes sizes = kind.sizes(k, block.m);
   int64_t needed = 0;
-  for (const auto [outputs, each] : shapes) needed += outputs * (each + 1);
-  require(size == needed, "conv_parameters of a ", kind, " with k=", k, " and mid_channels=", mid_channels,
+  for (const auto [outputs, weights] : sizes) needed += outputs * (weights + 1);
+  require(size == needed, "conv_parameters of a ", name, " with k=", k, " and mid_channels=", mid_channels,
           " must be ", needed, " values, got ", size);
   const A* data = converted(parameters);
-  for (std::size_t i = 0; i < shapes.size(); ++i) {
-    const auto [outputs, each] = shapes[i];
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const auto [outputs, weights] = sizes[i];
     block.weight[i] = data;
-    block.bias[i] = data + outputs * each;
-    data += outputs * (each + 1);
+    block.bias[i] = data + outputs * weights;
+    data += outputs * (weights + 1);
   }
   return block;
 }

@@ -8,10 +8,17 @@
 
 namespace mod_kernels {
 
-enum class BlockKind { kBottleneck, kBasic };
+// Those of CONV_KINDS in mod_kernels/spec.py.
+enum class BlockKind { kBottleneck, kBasic, kInvertedResidual, kConv, kConvNeXt };
 
-// Weights are dense OIHW, in order of use. kBottleneck: 1x1 (m, k), 3x3 (m, m), 1x1 (k, m), ReLU after the
-// first two. kBasic: 3x3 (k, k), 3x3 (k, k), ReLU after the first. final_relu adds one after the last.
+// Weights are dense OIHW, in order of use:
+//   kBottleneck        1x1 (m, k), 3x3 (m, m), 1x1 (k, m); ReLU after the first two
+//   kBasic             3x3 (k, k), 3x3 (k, k); ReLU after the first
+//   kInvertedResidual  1x1 (m, k), depthwise 3x3 (m), 1x1 (k, m); ReLU6 after the first two
+//   kConv              3x3 (k, k)
+//   kConvNeXt          depthwise 7x7 (k), layer norm over the channels of a pixel, 1x1 (m, k), exact GELU,
+//                      1x1 (k, m)
+// m is read where it stands above. final_relu adds a ReLU after the last.
 template <class A>
 struct ConvBlock {
   BlockKind kind = BlockKind::kBottleneck;
@@ -22,8 +29,10 @@ struct ConvBlock {
   const A* bias[3] = {};
 };
 
-// Elements of A that tail_sample needs as scratch: two planes of (H + 2) * (W + 2) for each of a bottleneck's
-// m, or of a basic block's k channels, and some 4096 elements (or 64 for each of k) for a band of k channels.
+// Elements of A that tail_sample needs as scratch. Planes of H * W, with a halo or without: 2 m
+// (kBottleneck), 2 k (kBasic), m + 1 (kInvertedResidual), k (kConv), k + 1 (kConvNeXt); and some 4096
+// elements (or 64 for each channel) for each band: of the k channels (kConv: of its result), and of
+// kConvNeXt's m.
 template <class T>
 int64_t tail_scratch(const FeatureMap<T>& x, const ConvBlock<Accumulate<T>>& block);
 

@@ -36,7 +36,7 @@ OPS = (
     "conv_block_saving",
     "conv_block_backward",
 )
-KINDS = ("bottleneck", "basic")
+KINDS = ("bottleneck", "basic", "inverted_residual", "conv", "convnext")
 
 
 def isa_levels() -> list[str]:
@@ -100,7 +100,7 @@ class CpuEngine(Engine):
         if call.op == "conv_block_saving" and (call.dtype.itemsize < 4 or call.layout != NCHW):
             return Support(False, f"{call.op} is served in float32 and float64, NCHW")
         if call.kind is not None and call.kind not in KINDS:
-            return Support(False, f"conv block {call.kind} is not served (bottleneck and basic are)")
+            return Support(False, f"conv block {call.kind} is not served ({', '.join(KINDS)} are)")
         return Support(True)
 
     def describe(self) -> dict[str, str]:
