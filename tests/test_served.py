@@ -9,6 +9,7 @@ import torch
 
 from mod_kernels import explain, functional, use_backend
 from mod_kernels._library import accumulation_dtype
+from mod_kernels.spec import CONV_KINDS
 
 from .support import LAYOUTS, feature_map, make_spec, selector_of
 
@@ -35,7 +36,7 @@ def cells():
         for op in ("add_relu_pool", "add_relu_pool_"):
             yield op, layout, {}
         for op in ("mod_block", "mod_block_"):
-            for kind in ("bottleneck", "basic"):
+            for kind in CONV_KINDS:
                 for position in ("first", "last", "original"):
                     yield op, layout, {"kind": kind, "position": position}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mod_kernels.backends.native import CPU
+from mod_kernels.spec import CONV_KINDS
 
 from ..support import feature_map, make_spec
 
@@ -60,8 +61,9 @@ def calls(layout, dtype, weight_dtype, shape=(2, 64, 5, 7), k=4):
         yield name, (x, x.clone(), True)
         yield name, (x, None, False)
     for name in ("mod_block", "mod_block_"):
-        yield name, (x, *block(spec))
         yield name, (x, *block(spec, pooled))
+        for kind in CONV_KINDS:
+            yield name, (x, *block(make_spec(c, k, kind, weight_dtype, bias=True)))
     yield "fuse_channels_backward", (x, z, scores, None, "last", True, True)
     yield "fuse_channels_backward", (x, z, scores, index, "original", True, True)
     chosen = torch.rand(n, c).argsort(1)[:, :k].contiguous()

@@ -10,6 +10,7 @@ from mod_kernels._layout import layout_of
 from mod_kernels._library import accumulation_dtype
 from mod_kernels._tolerances import LOGITS, VALUES, relative_norm, relative_to_largest
 from mod_kernels.backends.native import CPU
+from mod_kernels.spec import CONV_KINDS
 
 from ..support import LAYOUTS, double, feature_map, make_spec
 from .cpu_cases import DTYPES, MARKS, SHAPES, bits, block, selector
@@ -52,10 +53,10 @@ def check_values(x, y, spec, logits):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", CONV_KINDS)
 @pytest.mark.parametrize(("shape", "k"), SHAPES)
 def test_mod_block(shape, k, kind, layout, dtype):
-    if kind == "basic" and k > 32:
+    if kind in ("basic", "conv") and k > 32:
         pytest.skip("a dense 3x3 over 100 channels tells nothing new and is slow in float64")
     for position, weight_dtype, extras in (
         ("first", dtype, {}),
@@ -123,10 +124,11 @@ def test_ties_and_zeros_go_to_the_lower_channel(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_not_finite(bad, layout, dtype):
+@pytest.mark.parametrize("kind", CONV_KINDS)
+def test_not_finite(kind, bad, layout, dtype):
     """No index out of range, NaN of either sign first, and the same NaNs in the result as the reference's."""
     for k in (1, 4, 70):
-        spec = make_spec(128, k, dtype=dtype)
+        spec = make_spec(128, k, kind, dtype=dtype)
         x = feature_map((3, 128, 7, 7), dtype, layout)
         x[0, 5, 3, 3] = bad
         x[1] = bad

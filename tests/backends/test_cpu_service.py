@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from mod_kernels.backends._engine import Call
 from mod_kernels.backends.native import CPU, NATIVE, OPS, isa_levels
+from mod_kernels.spec import CONV_KINDS
 
 from ..support import LAYOUTS, feature_map, make_spec
 from .cpu_cases import DTYPES, MARKS, bits, calls, selector
@@ -102,15 +103,15 @@ def test_index_out_of_range(wrong, layout):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", CONV_KINDS)
 def test_a_packed_tensor_of_another_size_is_refused(kind):
     """The kernels read as far into it as kind, k and mid_channels say."""
     x, spec = feature_map((2, 64, 3, 3)), make_spec(64, 8, kind)
     before = x.clone()
     packed, form = spec.conv_arguments
     wrong = [(packed[:-1], form), (torch.cat([packed, packed[:1]]), form)]
-    if kind == "bottleneck":  # the other kind's are all k wide
-        wrong += [(packed, f"bottleneck:{mid}:linear:first") for mid in (3, 0, 2**31)]
+    if kind not in ("basic", "conv"):  # theirs are all k wide
+        wrong += [(packed, f"{kind}:{mid}:linear:first") for mid in (3, 0, 2**31)]
     for parameters, changed in wrong:
         for name in ("mod_block", "mod_block_"):
             with pytest.raises(RuntimeError, match=r"(conv_parameters of a .*|mid_channels) must be"):
@@ -124,7 +125,10 @@ def test_a_packed_tensor_of_another_size_is_refused(kind):
         ("", "form must be kind:mid_channels:relu or linear:position, got ''"),
         ("bottleneck:2:relu", "form must be kind"),
         ("bottleneck:2:relu:first:", "form must be kind"),
-        ("inverted:2:relu:first", "kind must be 'bottleneck' or 'basic', got 'inverted'"),
+        (
+            "inverted:2:relu:first",
+            "kind must be 'bottleneck', 'basic', 'inverted_residual', 'conv' or 'convnext', got 'inverted'",
+        ),
         ("bottleneck::relu:first", "mid_channels must be a whole number, got ''"),
         ("bottleneck:-2:relu:first", "mid_channels must be a whole number, got '-2'"),
         ("bottleneck:2x:relu:first", "mid_channels must be a whole number, got '2x'"),

@@ -11,7 +11,7 @@
 namespace mod_kernels {
 
 struct Form {
-  int64_t n, c, h, w, k, m, r;  // m: channels inside a bottleneck
+  int64_t n, c, h, w, k, m, r;  // m: channels between the convolutions, where those are not k
   BlockKind kind = BlockKind::kBottleneck;
   Position position = Position::kFirst;
   Layout layout = Layout::kNchw;
@@ -19,6 +19,31 @@ struct Form {
 
   int64_t hw() const { return h * w; }
 };
+
+using reference::Then;
+
+struct Layer {
+  int64_t inputs, outputs, side;  // inputs of each output
+  Then then;
+};
+
+// The convolutions of a form's kind, as csrc/cpu/tail.h has them.
+inline std::vector<Layer> layers_of(const Form& f) {
+  const Then last = f.final_relu ? Then::kRelu : Then::kNothing;
+  switch (f.kind) {
+    case BlockKind::kBottleneck:
+      return {{f.k, f.m, 1, Then::kRelu}, {f.m, f.m, 3, Then::kRelu}, {f.m, f.k, 1, last}};
+    case BlockKind::kBasic:
+      return {{f.k, f.k, 3, Then::kRelu}, {f.k, f.k, 3, last}};
+    case BlockKind::kInvertedResidual:
+      return {{f.k, f.m, 1, Then::kRelu6}, {1, f.m, 3, Then::kRelu6}, {f.m, f.k, 1, last}};
+    case BlockKind::kConv:
+      return {{f.k, f.k, 3, last}};
+    case BlockKind::kConvNeXt:
+      return {{1, f.k, 7, Then::kLayerNorm}, {f.k, f.m, 1, Then::kGelu}, {f.m, f.k, 1, last}};
+  }
+  return {};
+}
 
 template <class T>
 class BlockCase {
@@ -33,16 +58,8 @@ class BlockCase {
         fc2_weight(selector_weight(f.c * f.r, 1 / std::sqrt(f.r))),
         fc1_bias(bias_of(f.r)),
         fc2_bias(bias_of(f.c)) {
-    const bool bottleneck = f.kind == BlockKind::kBottleneck;
-    if (bottleneck) {
-      add_convolution(f.k, f.m, 1);
-      add_convolution(f.m, f.m, 3);
-      add_convolution(f.m, f.k, 1);
-    } else {
-      add_convolution(f.k, f.k, 3);
-      add_convolution(f.k, f.k, 3);
-    }
-    block = {f.kind, f.final_relu, f.position, f.k, bottleneck ? f.m : f.k};
+    for (const Layer& layer : layers) add_convolution(layer);
+    block = {f.kind, f.final_relu, f.position, f.k, f.m};
     for (std::size_t i = 0; i < weights.size(); ++i) {
       block.weight[i] = weights[i]->data();
       block.bias[i] = biases[i]->data();
@@ -85,6 +102,7 @@ class BlockCase {
   };
 
   const Form f;
+  const std::vector<Layer> layers = layers_of(f);
   Random random;
   const std::vector<T> x;
   struct Weights {
@@ -109,11 +127,13 @@ class BlockCase {
     return made;
   }
   Guarded<A> bias_of(int64_t count) { return {random_values<A>(random, f.bias ? count : 0), random.side()}; }
-  void add_convolution(int64_t inputs, int64_t outputs, int64_t side) {
-    const int64_t taps = inputs * side * side;
-    weights.push_back(std::make_unique<Guarded<A>>(
-        random_values<A>(random, outputs * taps, std::sqrt(3.0 / static_cast<double>(taps))), random.side()));
-    biases.push_back(std::make_unique<Guarded<A>>(random_values<A>(random, outputs), random.side()));
+  // Values near 1 after it; before a ReLU6 near 6, which must be seen.
+  void add_convolution(const Layer& layer) {
+    const int64_t taps = layer.inputs * layer.side * layer.side;
+    const double scale = (layer.then == Then::kRelu6 ? 6 : 1) * std::sqrt(3.0 / static_cast<double>(taps));
+    weights.push_back(
+        std::make_unique<Guarded<A>>(random_values<A>(random, layer.outputs * taps, scale), random.side()));
+    biases.push_back(std::make_unique<Guarded<A>>(random_values<A>(random, layer.outputs), random.side()));
   }
 
   Linear<A> layer(const Weights& weight, const Guarded<A>& bias, int64_t inputs, int64_t outputs,
@@ -209,9 +229,9 @@ class BlockCase {
 
   Values convolved(Values z) const {
     for (std::size_t i = 0; i < weights.size(); ++i) {
-      const bool one = f.kind == BlockKind::kBottleneck && i != 1, last = i + 1 == weights.size();
       z = reference::conv(z, to_double(weights[i]->values()), to_double(biases[i]->values()), f.h, f.w,
-                          one ? 1 : 3, !last || f.final_relu);
+                          layers[i].side);
+      reference::follow(layers[i].then, z, f.hw());
     }
     return z;
   }

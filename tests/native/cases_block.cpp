@@ -4,12 +4,20 @@
 namespace mod_kernels {
 namespace {
 
-std::string describe(const Form& f) {
-  return spell(f.kind == BlockKind::kBasic ? "basic" : "bottleneck", " N=", f.n, " C=", f.c, " H=", f.h,
-               " W=", f.w, " k=", f.k, " m=", f.m, " R=", f.r, " position ", static_cast<int>(f.position),
-               f.layout == Layout::kChannelsLast ? " channels_last" : " NCHW",
-               f.final_relu ? " final relu" : "", f.bias ? " bias" : "",
-               f.float_weights ? " float weights" : "");
+constexpr struct {
+  BlockKind kind;
+  const char* name;
+} kKinds[] = {{BlockKind::kBottleneck, "bottleneck"},
+              {BlockKind::kBasic, "basic"},
+              {BlockKind::kInvertedResidual, "inverted residual"},
+              {BlockKind::kConv, "conv"},
+              {BlockKind::kConvNeXt, "convnext"}};
+
+std::string describe(const char* kind, const Form& f) {
+  return spell(
+      kind, " N=", f.n, " C=", f.c, " H=", f.h, " W=", f.w, " k=", f.k, " m=", f.m, " R=", f.r, " position ",
+      static_cast<int>(f.position), f.layout == Layout::kChannelsLast ? " channels_last" : " NCHW",
+      f.final_relu ? " final relu" : "", f.bias ? " bias" : "", f.float_weights ? " float weights" : "");
 }
 
 // 70 samples are more than a tile of them.
@@ -24,20 +32,24 @@ constexpr Form kForms[] = {{1, 1, 1, 1, 1, 1, 1},       {3, 7, 5, 7, 7, 3, 1},  
 void block_cases(bool few) {
   Random random(5);
   for_each_dtype([&]<class T>() {
-    for (Form form : kForms) {
+    for (const Form& given : kForms) {
       for (Layout layout : {Layout::kNchw, Layout::kChannelsLast}) {
-        if (layout == Layout::kChannelsLast && (form.c == 1 || form.hw() == 1)) continue;
-        for (BlockKind kind : {BlockKind::kBottleneck, BlockKind::kBasic}) {
-          if (kind == BlockKind::kBasic && form.n * form.k * form.k * form.hw() > 100000) continue;
+        if (layout == Layout::kChannelsLast && (given.c == 1 || given.hw() == 1)) continue;
+        for (const auto& [kind, name] : kKinds) {
+          const bool dense = kind == BlockKind::kBasic || kind == BlockKind::kConv;
+          if (dense && given.n * given.k * given.k * given.hw() > 100000) continue;
           for (Position position : {Position::kFirst, Position::kLast, Position::kOriginal}) {
-            if (few && (form.n * form.c * form.hw() > 41000 || random.below(3) != 0)) continue;
+            if (few && (given.n * given.c * given.hw() > 41000 || random.below(3) != 0)) continue;
+            Form form = given;
             form.kind = kind;
+            // These widen where a bottleneck narrows.
+            if (kind == BlockKind::kInvertedResidual || kind == BlockKind::kConvNeXt) form.m *= 3;
             form.position = position;
             form.layout = layout;
             form.final_relu = random.coin();
             form.bias = random.coin();
             form.float_weights = random.coin();
-            begin_case(spell("block, ", kName<T>, " ", describe(form)));
+            begin_case(spell("block, ", kName<T>, " ", describe(name, form)));
             BlockCase<T>(form, random.bits()).run();
           }
         }

@@ -101,6 +101,7 @@ int main(int count, char** arguments) {
                 {"linear", linear_cases},
                 {"top_k", top_k_cases},
                 {"fuse", fuse_cases},
+                {"gelu", gelu_cases},
                 {"block", block_cases},
                 {"backward", backward_cases},
                 {"training", training_cases}};

@@ -62,10 +62,12 @@ inline Values gather(const Values& x, int64_t hw, const std::vector<int64_t>& in
   return out;
 }
 
-// Stride 1, zeros around, `side` x `side`.
+// Stride 1, zeros around, `side` x `side`; depthwise where the weights of each output are for one input.
 inline Values conv(const Values& in, const Values& weight, const Values& bias, int64_t h, int64_t w,
-                   int64_t side, bool with_relu) {
-  const int64_t inputs = std::ssize(in) / (h * w), outputs = std::ssize(bias), reach = side / 2;
+                   int64_t side) {
+  const int64_t outputs = std::ssize(bias), reach = side / 2;
+  const int64_t inputs = std::ssize(weight) / (outputs * side * side);  // of each output
+  const bool depthwise = inputs < std::ssize(in) / (h * w);
   Values out(outputs * h * w);
   for (int64_t o = 0; o < outputs; ++o) {
     double* to = out.data() + o * h * w;
@@ -75,7 +77,7 @@ inline Values conv(const Values& in, const Values& weight, const Values& bias, i
         for (int64_t dx = -reach; dx <= reach; ++dx) {
           const double tap = weight[((o * inputs + i) * side + dy + reach) * side + dx + reach];
           for (int64_t y = std::max<int64_t>(0, -dy); y < std::min(h, h - dy); ++y) {
-            const double* from = in.data() + (i * h + y + dy) * w + dx;
+            const double* from = in.data() + ((depthwise ? o : i) * h + y + dy) * w + dx;
             for (int64_t x = std::max<int64_t>(0, -dx); x < std::min(w, w - dx); ++x) {
               to[y * w + x] += tap * from[x];
             }
@@ -83,9 +85,34 @@ inline Values conv(const Values& in, const Values& weight, const Values& bias, i
         }
       }
     }
-    if (with_relu) std::transform(to, to + h * w, to, relu);
   }
   return out;
+}
+
+// What follows a convolution.
+enum class Then { kNothing, kRelu, kRelu6, kGelu, kLayerNorm };
+
+inline double gelu(double v) { return v * std::erfc(-v / std::sqrt(2.0)) / 2; }
+
+// Mean 0 and variance 1 over the channels of each pixel.
+inline void layer_norm(Values& z, int64_t hw) {
+  const int64_t channels = std::ssize(z) / hw;
+  for (int64_t p = 0; p < hw; ++p) {
+    double mean = 0, variance = 0;
+    for (int64_t c = 0; c < channels; ++c) mean += z[c * hw + p] / channels;
+    for (int64_t c = 0; c < channels; ++c) variance += std::pow(z[c * hw + p] - mean, 2) / channels;
+    for (int64_t c = 0; c < channels; ++c)
+      z[c * hw + p] = (z[c * hw + p] - mean) / std::sqrt(variance + 1e-6);
+  }
+}
+
+inline void follow(Then then, Values& z, int64_t hw) {
+  if (then == Then::kLayerNorm) return layer_norm(z, hw);
+  for (double& v : z) {
+    if (then == Then::kRelu || then == Then::kRelu6) v = relu(v);
+    if (then == Then::kRelu6 && v > 6) v = 6;
+    if (then == Then::kGelu) v = gelu(v);
+  }
 }
 
 inline std::vector<int64_t> targets(Position position, int64_t channels, const std::vector<int64_t>& index) {
