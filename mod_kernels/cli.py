@@ -69,7 +69,10 @@ def bench(
     network: Annotated[list[str] | None, typer.Option(help="which, with --networks; repeatable")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="the bottleneck blocks, within two minutes")] = False,
     kind: Annotated[
-        str | None, typer.Option(help="bottleneck or basic; default both (--quick: bottleneck)")
+        str | None,
+        typer.Option(
+            help="bottleneck, basic, inverted_residual, conv, convnext; default the first two (--quick: the first)"
+        ),
     ] = None,
     layout: Annotated[str | None, typer.Option(help="of x: nchw, the default, or channels_last")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable")] = None,
@@ -84,7 +87,7 @@ def bench(
     """Measure plain PyTorch, torch.compile and this package side by side. Ctrl-C keeps what was measured."""
     from .bench import blocks, machine, network_training, store, table, training
     from .bench import networks as whole
-    from .bench.shapes import FORMATS
+    from .bench.shapes import FORMATS, SHAPES
 
     _device(device)
     blocks_only = (("--quick", quick), ("--kind", kind), ("--layout", layout), ("--max-autotune", max_autotune))
@@ -106,9 +109,9 @@ def bench(
     if networks and device == "cpu":
         dtypes = ("float32",)
     chosen = _DTYPES[_one_of("dtype", dtype or default, dtypes)]
-    shapes = {"bottleneck": blocks.BOTTLENECK, "basic": blocks.BASIC}
-    if kind is not None or quick:
-        shapes = {kind or "bottleneck": shapes[_one_of("kind", kind or "bottleneck", shapes)]}
+    kinds = ("bottleneck",) if quick else ("bottleneck", "basic")
+    if kind is not None:
+        kinds = (_one_of("kind", kind, SHAPES),)
     _one_of("layout", layout or NCHW, FORMATS)
     counts = tuple(threads or dict.fromkeys((1, torch.get_num_threads())))
     for name, values in (("threads", counts), ("batch", batch or ())):
@@ -140,7 +143,7 @@ def bench(
                 whole.run(names, tuple(batch or (1,)), counts, results, on_cell, device, chosen)
             else:
                 plan = blocks.Plan(
-                    tuple(shape for chosen_kind in shapes.values() for shape in chosen_kind),
+                    tuple(shape for name in kinds for shape in SHAPES[name]),
                     tuple(batch or (training if train else blocks).BATCHES),
                     counts,
                     device,

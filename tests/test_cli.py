@@ -30,7 +30,10 @@ SMALL = Shape("bottleneck", 64, 7, 7)
         (["bench", "--device", "tpu"], "device must be one of cpu, cuda, got 'tpu'"),
         (["bench", "--dtype", "int8"], "dtype must be one of float16, bfloat16, float32, float64, got 'int8'"),
         (["bench", "--networks", "--dtype", "float16"], "dtype must be one of float32, got 'float16'"),
-        (["bench", "--kind", "inverted"], "kind must be one of bottleneck, basic, got 'inverted'"),
+        (
+            ["bench", "--kind", "inverted"],
+            "kind must be one of bottleneck, basic, inverted_residual, conv, convnext, got 'inverted'",
+        ),
         (["bench", "--layout", "nhwc"], "layout must be one of nchw, channels_last, got 'nhwc'"),
         (["bench", "--layout", "nchw", "--networks"], "--layout is blocks only: leave out --networks or --layout"),
         (["bench", "--threads", "0"], "threads must be at least 1, got 0"),
@@ -193,6 +196,9 @@ def test_verify_passes_its_options_on(monkeypatch):
         (["--kind", "basic"], ["basic"] * 4),
         (["--quick"], ["bottleneck"] * 4),
         (["--quick", "--kind", "basic"], ["basic"] * 4),
+        (["--kind", "inverted_residual"], ["inverted_residual"] * 5),
+        (["--kind", "conv"], ["conv"] * 5),
+        (["--kind", "convnext"], ["convnext"] * 4),
     ],
 )
 def test_bench_passes_its_options_on(monkeypatch, options, kinds):

@@ -1,7 +1,7 @@
 """What is measured against what: every way of running the same block on the same x with the same folded weights.
 
-The plain forms run :mod:`mod_kernels.plain` around two or three ``F.conv2d`` with their BN folded, the strongest
-plain form there is; the calls are those of :func:`mod_kernels.plain.mod_block`, written out so that a provider
+The plain forms run :mod:`mod_kernels.plain` around ``F.conv2d`` with their norms folded, the strongest plain form
+there is; the calls are those of :func:`mod_kernels.plain.mod_block`, written out so that a provider
 also returns what it selected: that is what it is checked with.
 """
 
@@ -19,7 +19,7 @@ from torch.backends import cudnn
 
 from .. import backends, functional, plain, reference
 from .._library import accumulation_dtype
-from ..spec import MoDSpec
+from ..spec import CONV_KINDS, LAYER_NORM_EPS, MoDSpec
 
 PLAIN = ("plain-clone", "plain-cat", "plain-inplace")
 COMPILE, MAX_AUTOTUNE = "compile", "compile-max-autotune"
@@ -48,11 +48,21 @@ class Provider:
 
 def conv_block(x: Tensor, spec: MoDSpec) -> Tensor:
     """The narrowed conv block as plain calls in x's dtype: cuDNN's and oneDNN's own convolutions."""
-    last = len(spec.conv_weights) - 1
-    for i, (weight, bias) in enumerate(zip(spec.conv_weights, spec.conv_biases, strict=True)):
-        x = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-        x = F.relu(x) if i < last or spec.final_relu else x
+    following = (*CONV_KINDS[spec.kind].between, "relu" if spec.final_relu else "nothing")
+    for weight, bias, then in zip(spec.conv_weights, spec.conv_biases, following, strict=True):
+        groups = x.shape[1] // weight.shape[1]
+        x = _FOLLOWING[then](F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=groups))
     return x
+
+
+def _layer_norm(x: Tensor) -> Tensor:
+    """Over the channels where they lie: permuted for ``F.layer_norm`` and linear layers, as a whole ConvNeXt is
+    written, a block of few channels takes up to twice as long."""
+    centred = x - x.mean(1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + LAYER_NORM_EPS)
+
+
+_FOLLOWING = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "layer_norm": _layer_norm, "nothing": lambda x: x}
 
 
 def plain_provider(ending: str, spec: MoDSpec) -> Provider:

@@ -1,4 +1,4 @@
-"""The blocks that are measured: the paper's (k = C // 64, selector width C // 16), and their inputs."""
+"""The blocks that are measured: the paper's (k = C // c, selector width C // 16), and their inputs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ BRANCH_SCALE = 0.1
 # Gap that must separate neighbouring logits among the k + 1 largest, as a share of the largest: well above what
 # float32 may do to either (1e-6 here), so that every right provider selects the same channels in the same order.
 MIN_GAP = 1e-5
+# c, the channels of which one is processed: for each host architecture one number.
+CHANNELS_PER_PROCESSED = {"bottleneck": 64, "basic": 64, "inverted_residual": 16, "conv": 64, "convnext": 96}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Shape:
 
     @property
     def k(self) -> int:
-        return max(1, self.channels // 64)
+        return max(1, self.channels // CHANNELS_PER_PROCESSED[self.kind])
 
     @property
     def hidden(self) -> int:
@@ -50,10 +52,26 @@ class Shape:
 
 BOTTLENECK = tuple(Shape("bottleneck", c, s, s) for c, s in ((256, 56), (512, 28), (1024, 14), (2048, 7)))
 BASIC = tuple(Shape("basic", c, s, s) for c, s in ((64, 56), (128, 28), (256, 14), (512, 7)))
+# MobileNetV2 (ImageNet), VGG-BN (CIFAR) and ConvNeXt-T (ImageNet).
+INVERTED_RESIDUAL = tuple(
+    Shape("inverted_residual", c, s, s) for c, s in ((24, 56), (32, 28), (64, 14), (96, 14), (160, 7))
+)
+CONV = tuple(Shape("conv", c, s, s) for c, s in ((64, 32), (128, 16), (256, 8), (512, 4), (512, 2)))
+CONVNEXT = tuple(Shape("convnext", c, s, s) for c, s in ((96, 56), (192, 28), (384, 14), (768, 7)))
+SHAPES = {
+    "bottleneck": BOTTLENECK,
+    "basic": BASIC,
+    "inverted_residual": INVERTED_RESIDUAL,
+    "conv": CONV,
+    "convnext": CONVNEXT,
+}
 
 
 def make_spec(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> MoDSpec:
-    """A block with random weights, as the paper has it: no selector biases, position "first"."""
+    """A block with random weights, as the paper has it: no selector biases, position "first".
+
+    VGG's alone ends in a ReLU, as its host's layer does.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*size: int) -> Tensor:
@@ -75,6 +93,7 @@ def make_spec(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> M
         shape.kind,
         tuple(map(place, weights)),
         tuple(map(place, biases)),
+        final_relu=shape.kind == "conv",
     )
 
 

@@ -19,7 +19,7 @@ class Row:
     """
 
     name: str  # a shape ("256x56x56") or a network
-    kind: str  # "bottleneck", "basic" or "network"
+    kind: str  # of mod_kernels.spec.CONV_KINDS, or "network"
     batch: int
     threads: int | None  # None on a GPU
     device: str

@@ -18,7 +18,7 @@ from .._layout import layout_of, memory_format_of
 from .._library import accumulation_dtype
 from .._tolerances import VALUES, relative_norm
 from ..backends import Call
-from ..nn import MoDBlock, NarrowBasicBlock, NarrowBottleneck
+from ..nn import FUSED_CONV_BLOCKS, MoDBlock, NarrowConvNeXt
 from .blocks import FLOOR, Cell, CellRows, Plan, bandwidth_gbs, cells
 from .networks import PlainBlock
 from .providers import ENGINES, PLAIN
@@ -66,13 +66,13 @@ class Step:
 
 
 def make_block(shape: Shape, dtype: torch.dtype) -> MoDBlock:
-    """The paper's block, with a selector whose logits lie apart and batch norms that are not fresh.
+    """The paper's block, with a selector whose logits lie apart, and norms and a layer scale that are not fresh.
 
     After fresh ones, without a bias, a batch norm before a convolution and another has a gradient of zero: nothing
     to hold a relative error to.
     """
     torch.manual_seed(0)
-    conv_block = {"bottleneck": NarrowBottleneck, "basic": NarrowBasicBlock}[shape.kind](shape.k)
+    conv_block = {one.kind: one for one in FUSED_CONV_BLOCKS}[shape.kind](shape.k)
     block = MoDBlock(shape.channels, conv_block, shape.k).to(dtype)
     nn.init.normal_(block.selector.fc1.weight, std=(2.0 / shape.channels) ** 0.5)
     nn.init.normal_(block.selector.fc2.weight)
@@ -80,6 +80,8 @@ def make_block(shape: Shape, dtype: torch.dtype) -> MoDBlock:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
+        if isinstance(module, NarrowConvNeXt):
+            nn.init.uniform_(module.gamma, 0.5, 1.5)
     return block.train()
 
 

@@ -12,7 +12,8 @@ from mod_kernels.backends.native import CPU
 from mod_kernels.bench import blocks, providers, store
 from mod_kernels.bench.check import check, exact_logits
 from mod_kernels.bench.providers import Provider
-from mod_kernels.bench.shapes import BASIC, BOTTLENECK, MIN_GAP, Shape, make_spec, make_x
+from mod_kernels.bench.shapes import MIN_GAP, SHAPES, Shape, make_spec, make_x
+from mod_kernels.spec import CONV_KINDS
 
 SHAPE = Shape("bottleneck", 256, 7, 5)
 PLAN = blocks.Plan(shapes=(SHAPE,), batches=(2,), rounds=3, compile_batches=())
@@ -35,7 +36,7 @@ def right(spec, x):
 
 
 @pytest.mark.parametrize("ending", plain.ENDINGS)
-@pytest.mark.parametrize("shape", [SHAPE, Shape("basic", 128, 5, 7)])
+@pytest.mark.parametrize("shape", [SHAPE, *(Shape(kind, 192, 5, 7) for kind in CONV_KINDS)])
 def test_the_plain_forms_are_right(ending, shape):
     spec = make_spec(shape, torch.float32, "cpu")
     x = make_x(shape, 3, spec)
@@ -328,7 +329,7 @@ def test_the_inputs_have_no_near_ties():
         assert float(gap.min()) > MIN_GAP
 
 
-@pytest.mark.parametrize("shape", [*BOTTLENECK, *BASIC])
+@pytest.mark.parametrize("shape", [shape for shapes in SHAPES.values() for shape in shapes])
 def test_an_in_place_block_stays_finite_on_one_buffer(shape):
     small = dataclasses.replace(shape, height=7, width=7)
     spec = make_spec(small, torch.float32, "cpu")
@@ -347,15 +348,17 @@ def blocks_max_repeats():
 
 
 def test_the_paper_s_shapes():
-    assert [(shape.name, shape.k, shape.hidden) for shape in BOTTLENECK] == [
+    assert list(SHAPES) == list(CONV_KINDS)
+    assert [(shape.name, shape.k, shape.hidden) for shape in SHAPES["bottleneck"]] == [
         ("256x56x56", 4, 16),
         ("512x28x28", 8, 32),
         ("1024x14x14", 16, 64),
         ("2048x7x7", 32, 128),
     ]
-    assert [(shape.name, shape.k) for shape in BASIC] == [
-        ("64x56x56", 1),
-        ("128x28x28", 2),
-        ("256x14x14", 4),
-        ("512x7x7", 8),
-    ]
+    for kind, expected in {
+        "basic": [("64x56x56", 1), ("128x28x28", 2), ("256x14x14", 4), ("512x7x7", 8)],
+        "inverted_residual": [("24x56x56", 1), ("32x28x28", 2), ("64x14x14", 4), ("96x14x14", 6), ("160x7x7", 10)],
+        "conv": [("64x32x32", 1), ("128x16x16", 2), ("256x8x8", 4), ("512x4x4", 8), ("512x2x2", 8)],
+        "convnext": [("96x56x56", 1), ("192x28x28", 2), ("384x14x14", 4), ("768x7x7", 8)],
+    }.items():
+        assert [(shape.name, shape.k) for shape in SHAPES[kind]] == expected

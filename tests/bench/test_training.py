@@ -12,6 +12,7 @@ from mod_kernels import cli
 from mod_kernels.backends.native import CPU
 from mod_kernels.bench import blocks, memory, network_training, networks, store, training
 from mod_kernels.bench.shapes import Shape
+from mod_kernels.spec import CONV_KINDS
 
 needs_engine = pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
 SHAPE = Shape("bottleneck", 512, 5, 5)
@@ -25,7 +26,7 @@ def by_provider(rows):
 
 @needs_engine
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", CONV_KINDS)
 def test_a_cell(kind, layout, one_thread):
     shape = replace(SHAPE, kind=kind)
     rows = by_provider(training.run_cell(replace(CELL, shape=shape), replace(PLAN, layout=layout)))
