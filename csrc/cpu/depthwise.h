@@ -14,7 +14,9 @@ namespace mod_kernels {
 template <class A, int kSide>
 struct DepthwisePlane {
   static constexpr int64_t kReach = kSide / 2;
-  static constexpr int kRows = 4;
+  // Rows and vectors of a tile. Seven divides the height of every plane of a network for 224x224.
+  static constexpr int kRows = 7;
+  static constexpr int kWide = kSide == 3 ? 2 : 1;
 
   int64_t h, w;
   A* data;
@@ -58,8 +60,8 @@ struct DepthwisePlane {
   template <int kCount, class Then>
   void rows(const A* weight, A bias, int64_t r, A* out, const Then& then) const {
     int64_t vectors = (w + kLanes<A> - 1) / kLanes<A>;
-    if (vectors % 2 == 1) tile<kCount, 1>(weight, bias, r, --vectors * kLanes<A>, out, then);
-    while (vectors > 0) tile<kCount, 2>(weight, bias, r, (vectors -= 2) * kLanes<A>, out, then);
+    if (vectors % kWide == 1) tile<kCount, 1>(weight, bias, r, --vectors * kLanes<A>, out, then);
+    while (vectors > 0) tile<kCount, kWide>(weight, bias, r, (vectors -= kWide) * kLanes<A>, out, then);
   }
 
   // kCount rows by kVectors vectors, in registers.
@@ -75,7 +77,7 @@ struct DepthwisePlane {
 #pragma GCC unroll 7
       for (int dx = 0; dx < kSide; ++dx) {
         Vec<A> x[kVectors];
-        for (int v = 0; v < kVectors; ++v) x[v] = load(row + dx + v * kLanes<A>);
+        for (int v = 0; v < kVectors; ++v) x[v] = held<A>(load(row + dx + v * kLanes<A>));
 #pragma GCC unroll 8
         for (int j = 0; j < kCount; ++j) {
           const int dy = i - j;

@@ -4,6 +4,7 @@
 #include "tail_parts.h"
 
 namespace mod_kernels {
+namespace {
 
 template <class T>
 int64_t bottleneck_scratch(const Tail<T>& t) {
@@ -18,7 +19,7 @@ void bottleneck(const Tail<T>& t, Accumulate<T>* memory) {
   const Planes<A> inner{memory + block.k * t.band, t.padded_stride};  // after the 3x3, dense
   const Planes<A> padded{inner(m), t.padded_stride};                  // after the first 1x1
 
-  t.first_pointwise(memory, padded, relu<A>);
+  t.first_pointwise(memory, padded, [](Vec<A> v) { return relu<A>(v); });
   for (int64_t i = 0; i < m; ++i) t.spread(padded(i));
   conv<A, 9>({m, m, t.h * t.pitch, t.pitch}, padded, block.weight[1], block.bias[1],
              [&](int64_t o, int64_t p, Vec<A> v) { store(inner(o) + p, relu<A>(v)); });
@@ -85,4 +86,5 @@ void single_conv(const Tail<T>& t, Accumulate<T>* memory) {
   }
 }
 
+}  // namespace
 }  // namespace mod_kernels

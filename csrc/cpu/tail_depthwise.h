@@ -8,6 +8,7 @@
 #include "tail_parts.h"
 
 namespace mod_kernels {
+namespace {
 
 template <class A>
 inline Vec<A> relu6(Vec<A> v) {
@@ -28,11 +29,12 @@ void inverted_residual(const Tail<T>& t, Accumulate<T>* memory) {
   const Planes<A> hidden{memory + block.k * t.band, t.dense_stride};
   const DepthwisePlane<A, 3> padded{t.h, t.w, hidden(block.m)};
 
-  t.first_pointwise(memory, hidden, relu6<A>);
+  const auto activation = [](Vec<A> v) { return relu6<A>(v); };
+  t.first_pointwise(memory, hidden, activation);
   padded.clear();
   for (int64_t i = 0; i < block.m; ++i) {
     padded.fill(hidden(i));
-    padded.convolve(block.weight[1] + 9 * i, block.bias[1][i], hidden(i), relu6<A>);
+    padded.convolve(block.weight[1] + 9 * i, block.bias[1][i], hidden(i), activation);
   }
   t.last_pointwise(0, t.hw, hidden, padded.end());
 }
@@ -92,4 +94,5 @@ void convnext(const Tail<T>& t, Accumulate<T>* memory) {
   }
 }
 
+}  // namespace
 }  // namespace mod_kernels

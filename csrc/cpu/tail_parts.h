@@ -10,6 +10,7 @@
 #include "tail.h"
 
 namespace mod_kernels {
+namespace {
 
 template <class A>
 struct Planes {
@@ -202,24 +203,32 @@ struct Tail {
   }
 
   // x[target(j), p .. p + lanes - 1] += scores[j] * v, NCHW, as far as the plane goes.
-  void add_vector(int64_t j, int64_t p, Vec<A> v) const { add_first(j, p, hw - p, v); }
-
-  // The same, `count` elements at most.
-  void add_first(int64_t j, int64_t p, int64_t count, Vec<A> v) const {
+  void add_vector(int64_t j, int64_t p, Vec<A> v) const {
     T* to = target(j) + p;
     if (block.final_relu) v = relu<A>(v);
-    if (count >= kLanes<A>) {
+    const int64_t rest = hw - p;
+    if (rest >= kLanes<A>) {
       store(to, load(to) + splat(scores[j]) * v);
     } else {
-      store_first(to, load_first(to, count) + splat(scores[j]) * v, count);
+      store_first(to, load_first(to, rest) + splat(scores[j]) * v, rest);
     }
   }
 
   // x[target(j), p .. p + count - 1] += scores[j] * z[j].
   void add_planes(int64_t p, int64_t count, Planes<A> z) const {
     if (x.channels_last()) return add_pixels(p, count, z);
+    const bool final_relu = block.final_relu;
     for (int64_t j = 0; j < block.k; ++j) {
-      for (int64_t i = 0; i < count; i += kLanes<A>) add_first(j, p + i, count - i, load(z(j) + i));
+      T* to = target(j) + p;
+      const A* from = z(j);
+      const Vec<A> scale = splat(scores[j]);
+      const auto addend = [&](int64_t i) {
+        const Vec<A> v = load(from + i);
+        return scale * (final_relu ? relu<A>(v) : v);
+      };
+      int64_t i = 0;
+      for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, load(to + i) + addend(i));
+      if (i < count) store_first(to + i, load_first(to + i, count - i) + addend(i), count - i);
     }
   }
 
@@ -236,4 +245,5 @@ struct Tail {
   }
 };
 
+}  // namespace
 }  // namespace mod_kernels

@@ -59,6 +59,17 @@ inline Vec<A> splat(A s) {
   return s - Vec<A>{};  // minus: -0.0 + 0.0 would lose the sign
 }
 
+// v in a register. GCC else loads again for each of its uses, as an operand in memory.
+template <class A>
+inline Vec<A> held(Vec<A> v) {
+#if defined(__aarch64__)
+  asm("" : "+w"(v));
+#elif defined(__SSE__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 template <class A>
 inline Vec<A> relu(Vec<A> v) {
   return v < 0 ? Vec<A>{} : v;  // NaN < 0 is false: NaN stays, as in torch
