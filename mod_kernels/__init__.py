@@ -11,6 +11,7 @@ from ._info import info
 from ._tracing import export_mode
 from .accelerate import accelerate
 from .backends import use_backend
+from .convert import convert
 from .functional import MoDSpec, explain
 from .nn import ChannelSelector, MoDBlock
 
@@ -19,6 +20,7 @@ __all__ = [
     "MoDBlock",
     "MoDSpec",
     "accelerate",
+    "convert",
     "explain",
     "export_mode",
     "functional",
