@@ -34,26 +34,26 @@ def convert(
 ) -> nn.Module:
     """Change a dense ``model`` in place into a Mixture-of-Depths network (arXiv 2409.17016), and return it.
 
-    In each stage every block with an odd index (from 0) becomes a :class:`mod_kernels.nn.MoDBlock` with k =
-    max(1, C // c) around the narrowed block of its architecture. The MoD blocks start fresh, as the host's library
-    initialises its own, on the device and in the dtype and mode of what they replace; they require gradients
-    whatever was frozen. All other modules stay the objects they are, with their weights and ``state_dict`` keys; in
-    VGG's flat ``features``, where one MoD block stands for convolution, norm and ReLU, the later indices move up.
-    Make the optimizer afterwards.
+    In each stage every block with an odd index (from 0) becomes a :class:`mod_kernels.nn.MoDBlock` with
+    k = max(1, C // c) around the narrowed block of its architecture. The MoD blocks start fresh, as the host's
+    library initialises its own, on the device and in the dtype and mode of what they replace; they require
+    gradients whatever was frozen. All other modules stay the objects they are, with their weights and
+    ``state_dict`` keys; in VGG's flat ``features``, where one MoD block stands for convolution, norm and ReLU, the
+    later indices move up. Make the optimizer afterwards.
 
     Known are ResNet (BasicBlock, Bottleneck), MobileNetV2, VGG with batch norm and ConvNeXt, torchvision's and
-    timm's, alone or as the backbone of another network. A stage is a run of blocks of one class in a
-    ``nn.Sequential``, from one that strides or changes the number of channels to the next such. Stages that can't be
-    converted, those of a single block among them, are left alone, with one warning that says why. Each
+    timm's, alone or as the backbone of another network. A stage is a run of blocks of one class in an
+    ``nn.Sequential``, from one that strides or changes the number of channels to the next such. Stages that can't
+    be converted, those of a single block among them, are left alone, with one warning that says why. Each
     Sequential changed becomes a :class:`mod_kernels.nn.MoDStage`.
 
-    The narrowed block keeps its host's class and settings of norm. It has no stochastic depth, DropBlock or dropout
-    (the standard blocks keep theirs), and its convolutions are not dilated where the host's are, as in FCN: the
-    paper does not say, its standard blocks keep the stage's receptive field, and so it can be fused.
+    The narrowed block keeps its host's class and settings of norm. It has no stochastic depth, DropBlock or
+    dropout (the standard blocks keep theirs), and it is not dilated where the host is, as in FCN: the paper does
+    not say; the standard blocks keep the stage's receptive field, and so it can be fused.
 
     A MoD block may write into its input where a Sequential is one stage and no more: between its blocks nothing
-    else reads. Don't take its blocks apart afterwards, or hook their outputs, without setting ``overwrite_input`` to
-    False. In a flat row such as MobileNetV2's, whose inner maps torchvision's FPN reads, it does not write:
+    else reads. Don't take its blocks apart afterwards, or hook their outputs, without setting ``overwrite_input``
+    to False. In a flat row such as MobileNetV2's, whose inner maps torchvision's FPN reads, it does not write:
     ``accelerate(model, overwrite_input=True)`` allows it.
 
     Args:
@@ -62,9 +62,9 @@ def convert(
             (:class:`mod_kernels.nn.NarrowConvNeXt`).
         position: where MoD blocks add their result: ``"first"`` k channels, ``"last"`` k, or ``"original"``.
         stages: what to convert, instead of every stage that is found: names of ``nn.Sequential`` or
-            ``nn.ModuleList`` modules, of which the odd-indexed blocks of each stage are replaced; or a mapping from
-            such names to the indices to be replaced. Each must hold blocks that keep their shape. A ModuleList's
-            are taken to be called one after another.
+            ``nn.ModuleList`` modules, of which the odd-indexed blocks of each stage are replaced; or a mapping
+            from such names to the indices to be replaced, of blocks that keep their shape. A ModuleList's are
+            taken to be called one after another.
         conv_block: makes the conv block from k instead of the host's narrowed one, ``(N, k, H, W)`` to the same;
             with it and ``stages``, blocks of any class are replaced. Their C is that of their first convolution,
             which has to be that of their last.
