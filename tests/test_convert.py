@@ -436,6 +436,18 @@ def test_refusals_leave_the_model_as_it_was(case):
         assert torch.equal(model.state_dict()[name], value)
 
 
+def test_wrapped_for_training_in_parallel():
+    """Its reducer would not know the new parameters."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(resnet())
+        with pytest.raises(ValueError, match="the model is a .*DistributedDataParallel: convert first"):
+            convert(model, c=8)
+        assert not mod_blocks(model)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_second_time():
     model = convert(resnet(layers=(2, 2, 2, 2)), c=8)
     with pytest.raises(ValueError, match="ResNet has none"):
