@@ -441,7 +441,7 @@ def test_wrapped_for_training_in_parallel():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(resnet())
-        with pytest.raises(ValueError, match="the model is a .*DistributedDataParallel: convert first"):
+        with pytest.raises(ValueError, match=r"the model is a .*DistributedDataParallel: convert first"):
             convert(model, c=8)
         assert not mod_blocks(model)
     finally:
