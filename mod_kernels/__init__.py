@@ -14,6 +14,7 @@ from .backends import use_backend
 from .convert import convert
 from .functional import MoDSpec, explain
 from .nn import ChannelSelector, MoDBlock
+from .optimize import optimize_for_inference
 
 __all__ = [
     "ChannelSelector",
@@ -25,6 +26,7 @@ __all__ = [
     "export_mode",
     "functional",
     "info",
+    "optimize_for_inference",
     "reference",
     "use_backend",
 ]

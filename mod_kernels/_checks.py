@@ -7,7 +7,7 @@ the engines' to check, since looking at them would synchronise a GPU.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._layout import OTHER
 from ._library import accumulation_dtype
@@ -25,6 +25,18 @@ def feature_map(name: str, x: Tensor) -> None:
     _, c, h, w = x.shape
     if c < 1 or h < 1 or w < 1:
         raise ValueError(f"{name} must have at least one channel, row and column, got shape {_shape(x)}")
+
+
+def ordinary_module(model: object, to_do: str) -> None:
+    """A module whose parts can be looked at and changed: not scripted, nor quantized (``to_do`` first)."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        found = f"{name or 'the model'} is a {type(module).__module__}.{type(module).__name__}"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"model must not be scripted, {found}: {to_do} first")
+        if type(module).__module__.startswith(("torch.ao.", "torchao.", "torchvision.models.quantization.")):
+            raise ValueError(f"model must not be quantized or prepared for it, {found}: {to_do} first")
 
 
 def k_channels(k: int, channels: int) -> None:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from . import _checks, _hosts
@@ -102,8 +101,7 @@ def convert(
 
 
 def _check(model: nn.Module, c: int, position: str, conv_block: Callable | None) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    _checks.ordinary_module(model, "convert")
     if not isinstance(c, int) or isinstance(c, bool):
         raise TypeError(f"c must be an int, got {type(c).__name__}")
     if c < 1:
@@ -115,10 +113,6 @@ def _check(model: nn.Module, c: int, position: str, conv_block: Callable | None)
         )
     for name, module in model.named_modules():
         found = f"{name or 'the model'} is a {type(module).__module__}.{type(module).__name__}"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f"model must not be scripted, {found}: convert first")
-        if type(module).__module__.startswith(("torch.ao.", "torchao.", "torchvision.models.quantization.")):
-            raise ValueError(f"model must not be quantized or prepared for it, {found}: convert first")
         if isinstance(module, nn.parallel.DistributedDataParallel):
             # It would not reduce the gradients of parameters that it has not seen.
             raise ValueError(f"model must not be wrapped for training in parallel yet, {found}: convert first")

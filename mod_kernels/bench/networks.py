@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plain
+from .._tolerances import NETWORKS as NETWORKS_AGREE
 from .._tolerances import relative_norm
 from ..accelerate import accelerate
 from ..backends import use_backend
@@ -25,9 +26,6 @@ from .timing import CpuClock, GpuClock, Timed, measure
 
 NETWORKS = ("resnet18_mod", "resnet50_mod", "resnet75_mod")
 PLAIN_FORMS = ("plain", "plain-inplace", "plain-cat")
-# The outputs of two right runs of a network of some fifty float32 layers; below float32 plain selectors flip
-# between near-equal channels, so that only a gross error can be told.
-_AGREES = {torch.float32: 1e-3, torch.float16: 1e-1}
 
 
 def run(
@@ -151,7 +149,7 @@ def share_of_plain(timed: dict[str, Timed], resamples: int = 2000) -> tuple[floa
 def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
     """A provider's ``check``: ``"ok"`` or what is wrong."""
     error = relative_norm(actual, expected)
-    return "ok" if error <= _AGREES[dtype] else f"wrong: output off by {error:.1e} from the reference's"
+    return "ok" if error <= NETWORKS_AGREE[dtype] else f"wrong: output off by {error:.1e} from the reference's"
 
 
 def build(name: str, device: str, dtype: torch.dtype, training: bool = False) -> dict[str, nn.Module]:

@@ -1,5 +1,6 @@
 """Modules: the channel selector, the MoD block, the narrowed conv blocks, and a stage that saves a pass."""
 
+from ._endings import FoldedNorm
 from ._folding import FoldedConvs, fold_batch_norm
 from .conv_blocks import NarrowBasicBlock, NarrowBottleneck, NarrowConv, NarrowInvertedResidual
 from .convnext import NarrowConvNeXt
@@ -11,6 +12,7 @@ __all__ = [
     "FUSED_CONV_BLOCKS",
     "ChannelSelector",
     "FoldedConvs",
+    "FoldedNorm",
     "MoDBlock",
     "MoDStage",
     "NarrowBasicBlock",

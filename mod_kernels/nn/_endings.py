@@ -86,9 +86,13 @@ def _writes_into_a_norms_output(block: nn.Module, before: nn.Module | None) -> b
     return block.inplace and before is not None and _is_norm(before)
 
 
+class FoldedNorm(nn.Identity):
+    """Where a batch norm was, which is folded into the convolution before it."""
+
+
 def _is_norm(module: nn.Module) -> bool:
-    """A norm whose output is a fresh map that nobody has seen."""
-    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and is_untouched(module)
+    """A norm, or the convolution it is folded into: the output is a fresh map that nobody has seen."""
+    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm, FoldedNorm) and is_untouched(module)
 
 
 def _always(block: nn.Module, before: nn.Module | None) -> bool:
