@@ -54,6 +54,7 @@ def _can_be_folded(conv: nn.Module, norm: nn.Module) -> bool:
         and type(norm) is nn.BatchNorm2d
         and norm.running_mean is not None
         and norm.running_var is not None
+        and not (conv.training or norm.training)
         and is_untouched(conv)
         and is_untouched(norm)
     )
