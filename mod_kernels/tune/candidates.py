@@ -75,6 +75,7 @@ CANDIDATES = (
         "the same for planes of 7 x 7, by half the warps",
         row=2,
     ),
+    Candidates("tail_passes", (2, 4), "a tail shared out, against two or three launches more"),
     Candidates("first_layer_tile", ((16, 128, 16), (32, 64, 16)), "steps over C, and how often weights are read"),
     Candidates("second_layer_tile", ((16, 32, 64), (32, 64, 64), (64, 32, 64)), "how often weights are read"),
     Candidates("linear_warps", (2, 8), "small products: few warps have little to do each"),

@@ -14,6 +14,7 @@ from mod_kernels import cli
 from mod_kernels.bench import machine, store, table
 from mod_kernels.bench.store import Results, Row
 from mod_kernels.bench.timing import MAX_REPEATS, CpuClock, Timed, measure
+from mod_kernels.spec import CONV_KINDS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -302,7 +303,8 @@ def test_compute_sanitizer_sees_every_kernel(monkeypatch):
 
     assert values("SHARED_OUT") == {"pool", "layers", "nothing"}
     assert values("SELECTION") == {"slots", "keys"}
-    assert values("COPY") == values("BOTTLENECK") == values("CHANNELS_LAST") == {False, True}
+    assert values("COPY") == values("CHANNELS_LAST") == {False, True}
+    assert values("KIND") == set(CONV_KINDS)
     assert values("POSITION") == {"first", "last", "original"}
     assert len(values("RUN")) > 1  # short planes as one run, and not
 

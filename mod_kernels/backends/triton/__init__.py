@@ -50,6 +50,8 @@ _PLANE_OPS = (
 )
 # One program ranks a sample's channels: 4096 int64 keys are 64 registers a thread at 256 threads.
 MAX_CHANNELS = 4096
+# Those whose convolutions tail.py has.
+KINDS = ("bottleneck", "basic", "inverted_residual", "conv", "convnext")
 # A program of the tail holds all k channels of at least 16 pixels: 256 x 16 float32 values are a full tile.
 MAX_TAIL_CHANNELS = 256
 
@@ -154,7 +156,7 @@ def _call_problem(call: Call) -> str:
         return f"the Triton kernels read NCHW and channels_last, not {call.layout}"
     if call.op in _RANKING and call.channels > MAX_CHANNELS:
         return f"the selector kernel ranks up to {MAX_CHANNELS} channels, got C={call.channels}"
-    if call.kind is not None and call.kind not in ("bottleneck", "basic"):
+    if call.kind is not None and call.kind not in KINDS:
         return f"there is no Triton kernel for conv blocks of kind {call.kind!r}"
     if call.op in ("tail_", "mod_block", "mod_block_") and call.k > MAX_TAIL_CHANNELS:
         return f"the tail kernel convolves up to {MAX_TAIL_CHANNELS} channels, got k={call.k}"

@@ -22,6 +22,18 @@ def relu(value):
 
 
 @triton.jit
+def relu6(value):
+    """min(max(value, 0), 6) that keeps NaN."""
+    return tl.where(value >= 6.0, 6.0, relu(value))
+
+
+@triton.jit
+def gelu(value):
+    """``value * Phi(value)``, Phi the normal distribution's: the exact GELU."""
+    return 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+
+
+@triton.jit
 def sigmoid(value):
     """1 / (1 + exp(-value))."""
     return 1.0 / (1.0 + tl.exp(-value))

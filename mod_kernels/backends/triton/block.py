@@ -52,7 +52,8 @@ def block_fwd_kernel(
     C_PAD: tl.constexpr,
     R_PAD: tl.constexpr,
     K_PAD: tl.constexpr,
-    M_PAD: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     ALIGN: tl.constexpr,
     HW_ALIGN: tl.constexpr,
     CHUNK_C: tl.constexpr,
@@ -71,7 +72,7 @@ def block_fwd_kernel(
     COPY: tl.constexpr,
     HAS_FC1_BIAS: tl.constexpr,
     HAS_FC2_BIAS: tl.constexpr,
-    BOTTLENECK: tl.constexpr,
+    KIND: tl.constexpr,
     FINAL_RELU: tl.constexpr,
     POSITION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -86,8 +87,8 @@ def block_fwd_kernel(
     x (N, C, H, W), samples ``stride_xn * ALIGN`` elements apart, ``H*W = hw_units * HW_ALIGN``; y is x, or (COPY)
     dense in x's layout; pooled (N, C) float32, read where POOLED; fc1 (R, C), fc2 (C, R); conv as in tail.py;
     logits (N, C) float32, written but for "nothing"; index (N, K) int64; scratch: slots (N, SHARES, R) float32, at
-    16 * keys_units keys (N, SLICES, KEEP) int64, at 16 * mid_units mid (N, M, H, W) float32; counters (N,) int32,
-    zero before and after.
+    16 * keys_units keys (N, SLICES, KEEP) int64, at 16 * mid_units mid (N, PLANES, H, W) float32; counters (N,)
+    int32, zero before and after.
 
     Hazards: a gathered channel may be one that is written, and is read for pooling by other programs. A sample is
     written by its last program alone, after all of them have read it, and there the first convolution is done, and
@@ -126,16 +127,16 @@ def block_fwd_kernel(
             HAS_FC2_BIAS, SELECTION, False,
         )  # fmt: skip
         index_row = index_ptr + n * K
-        mid_sample = scratch_ptr + mid_units * 16 + n * M * hw
+        mid_sample = scratch_ptr + mid_units * 16 + n * PLANES * hw
         first_convolution(
-            y_sample, index_row, conv_ptr, mid_sample, 0, 1, hw, width, C, K, M, K_PAD, TAIL_HW,
-            BOTTLENECK, CHANNELS_LAST,
+            y_sample, index_row, conv_ptr, mid_sample, 0, 1, hw, width, C, K, M, K_PAD, BLOCK_M,
+            TAIL_HW, KIND, CHANNELS_LAST,
         )  # fmt: skip
         tl.debug_barrier()
         j = tl.arange(0, K_PAD)
         chosen = tl.load(index_row + j, mask=j < K, other=0)
         score = sigmoid(tl.load(logits_ptr + n * C + chosen, mask=j < K, other=0.0))
         rest_of_block(
-            y_sample, index_row, score, conv_ptr, mid_sample, 0, 1, hw, width, C, K, M, K_PAD, M_PAD,
-            TAIL_HW, BOTTLENECK, FINAL_RELU, POSITION, CHANNELS_LAST,
+            y_sample, index_row, score, conv_ptr, mid_sample, 0, 1, hw, width, C, K, M, K_PAD, BLOCK_M,
+            TAIL_HW, KIND, FINAL_RELU, POSITION, CHANNELS_LAST,
         )  # fmt: skip

@@ -53,9 +53,10 @@ class LayersConfig:
 
 @dataclass(frozen=True)
 class TailConfig:
-    """Pixels a program holds at a time, for all k (or m) channels; ``split``: two launches."""
+    """Pixels a program holds at a time, for all k (or ``block_mid``) channels; ``split``: two launches."""
 
     block_hw: int
+    block_mid: int
     num_warps: int
     split: bool
 
@@ -139,21 +140,27 @@ def layers_config(tuning: Tuning, channels: int, hidden: int, shares: int, apart
     )
 
 
+# Kinds whose inner width is larger than k: they go through it by blocks, or a plane at a time.
+WIDE_KINDS = ("inverted_residual", "convnext")
+
+
 @functools.lru_cache
-def tail_config(tuning: Tuning, k: int, mid: int, hw: int, num_warps: int) -> TailConfig:
+def tail_config(tuning: Tuning, kind: str, k: int, mid: int, hw: int, num_warps: int) -> TailConfig:
     """Block sizes of the tail: ``tail_values`` a thread of the k (or m) x block_hw float32 values.
 
     At least 16 pixels, and 2 pixels a thread at most, 1 where both convolutions are 3x3 (mid = k). A sample that
     fits one block takes one program of ``tail_``, which then needs no second launch.
     """
-    rows, threads = power_of_two(max(k, mid)), 32 * num_warps
+    wide = kind in WIDE_KINDS
+    rows, threads = power_of_two(k if wide else max(k, mid)), 32 * num_warps
     values = next(values for most, values in dict(tuning.tail_values)[num_warps] if most is None or rows <= most)
     pixels = threads if mid == k else 2 * threads
     block_hw = max(16, min(power_of_two(hw), pixels, values * threads // rows))
-    return TailConfig(block_hw, num_warps, split=hw > block_hw)
+    block_mid = min(power_of_two(mid), max(1, values * threads // block_hw)) if wide else power_of_two(mid)
+    return TailConfig(block_hw, block_mid, num_warps, split=hw > block_hw)
 
 
-def block_registers(x: str, hw: int, channels_last: bool, bottleneck: bool, copies_only: bool, shared_out: str):
+def block_registers(x: str, hw: int, channels_last: bool, kind: str, copies_only: bool, shared_out: str):
     """Registers a thread that ptxas is held to in a block's last launch; None where it does well by itself.
 
     Some variants it compiles with a few spills, far from any limit, to have a program more on a multiprocessor or
@@ -167,7 +174,7 @@ def block_registers(x: str, hw: int, channels_last: bool, bottleneck: bool, copi
     if shared_out == "nothing":
         return 88 if x == "bf16" else 80
     if x == "fp32":
-        return 80 if bottleneck and copies_only else None
+        return 80 if kind == "bottleneck" and copies_only else None
     return 64 if x == "bf16" and hw <= 64 else None
 
 
@@ -176,9 +183,10 @@ def linear_registers(weight: str, relu: bool) -> int | None:
     return 96 if weight == "fp32" and not relu else None
 
 
-def own_tail_config(tuning: Tuning, k: int, mid: int, hw: int) -> TailConfig:
+def own_tail_config(tuning: Tuning, kind: str, k: int, mid: int, hw: int) -> TailConfig:
     """That of ``tail_``: half as many warps for planes of 7 x 7."""
-    return tail_config(tuning, k, mid, hw, num_warps=tuning.tail_warps // 2 if hw <= 64 else tuning.tail_warps)
+    num_warps = tuning.tail_warps // 2 if hw <= 64 else tuning.tail_warps
+    return tail_config(tuning, kind, k, mid, hw, num_warps)
 
 
 def plane_values(tuning: Tuning, x: str, channels_last: bool, mixed: bool = False) -> int:
@@ -261,6 +269,12 @@ def shared_out(tuning: Tuning, channels: int, hidden: int, samples: int) -> str:
     if channels * hidden <= tuning.one_launch_weights:
         return "pool"
     return "layers" if samples <= tuning.batch_samples else "nothing"
+
+
+def tail_apart(tuning: Tuning, kind: str, k: int, mid: int, hw: int) -> bool:
+    """Whether a block is the launches of ``select_channels`` (the copy with its pooling) and those of ``tail_``."""
+    block_hw = tail_config(tuning, kind, k, mid, hw, block_warps(tuning, "pool", hw)).block_hw
+    return hw > tuning.tail_passes * block_hw
 
 
 def block_warps(tuning: Tuning, shared_out: str, hw: int) -> int:

@@ -33,7 +33,7 @@ from .variants_backward import (
 
 @dataclass(frozen=True)
 class Shape:
-    """One MoD block's sizes; ``mid`` is the width between the convolutions (k for a basic block)."""
+    """One MoD block's sizes; ``mid`` is the width between the convolutions (k where all are 3x3)."""
 
     kind: str
     channels: int
@@ -43,17 +43,32 @@ class Shape:
     hw: int
 
 
-def paper_shape(kind: str, channels: int, side: int) -> Shape:
-    """A block of the paper's ResNets: ``k = C / 64``, ``R = C / 16``, a quarter of k inside a bottleneck."""
-    k = max(1, channels // 64)
-    return Shape(kind, channels, channels // 16, k, CONV_KINDS[kind].host_mid(k), side * side)
+def paper_shape(kind: str, channels: int, side: int, c: int = 64) -> Shape:
+    """A block of the paper's: ``k = C / c``, ``R = C / 16``, the host architecture's width inside."""
+    k = max(1, channels // c)
+    return Shape(kind, channels, max(1, channels // 16), k, CONV_KINDS[kind].host_mid(k), side * side)
 
 
-PAPER_SHAPES = tuple(
+RESNET_SHAPES = tuple(
     paper_shape(kind, channels * (4 if kind == "bottleneck" else 1), side)
     for kind in ("bottleneck", "basic")
     for channels, side in ((64, 56), (128, 28), (256, 14), (512, 7))
 )
+MOBILENET_SHAPES = tuple(
+    paper_shape("inverted_residual", channels, side, 16)
+    for channels, side in ((24, 56), (32, 28), (64, 14), (96, 14), (160, 7))
+)
+# ImageNet's sizes, and the others of CIFAR's.
+VGG_SHAPES = tuple(
+    paper_shape("conv", channels, side)
+    for channels, side in (
+        (64, 224), (128, 112), (256, 56), (512, 28), (512, 14), (64, 32), (128, 16), (256, 8), (512, 4), (512, 2),
+    )
+)  # fmt: skip
+CONVNEXT_SHAPES = tuple(
+    paper_shape("convnext", channels, side, 96) for channels, side in ((96, 56), (192, 28), (384, 14), (768, 7))
+)
+PAPER_SHAPES = (*RESNET_SHAPES, *MOBILENET_SHAPES, *VGG_SHAPES, *CONVNEXT_SHAPES)
 
 
 def variants(
@@ -67,22 +82,24 @@ def variants(
     x = SCALAR_TYPES[dtype]
     aligns = align_of(shape.channels * shape.hw), align_of(shape.hw)
     tail = Tail(
-        tuning, x, shape.channels, shape.k, shape.mid, shape.hw, *aligns, shape.kind == "bottleneck", False,
-        position, channels_last,
+        tuning, x, shape.channels, shape.k, shape.mid, shape.hw, *aligns, shape.kind, False, position,
+        channels_last,
     )  # fmt: skip
     apart = configs.second_layer_apart(tuning, shape.channels, shape.hidden)
     selector = Selector(
         tuning, (x,) * 5, shape.channels, shape.hidden, shape.k, shape.hw, *aligns, channels_last, apart=apart
     )
-    batches = (1, tuning.batch_samples + 1)
+    tail_apart = configs.tail_apart(tuning, shape.kind, shape.k, shape.mid, shape.hw)
+    batches = () if tail_apart else (1, tuning.batch_samples + 1)
     ways = dict.fromkeys(configs.shared_out(tuning, shape.channels, shape.hidden, samples) for samples in batches)
     for copy in (False, True):
         for pooled in (False, True):
             for way in ways:
                 block = replace(selector, copy=copy, pooled=pooled, fused=True, apart=way == "layers")
                 yield from block_variants(block, tail, way).there()
-    for pooled in (False, True):
-        yield pool_variant(replace(selector, pooled=pooled))
+    for copy in (False, True) if tail_apart else (False,):
+        for pooled in (False, True):
+            yield pool_variant(replace(selector, pooled=pooled, copy=copy))
     if apart:
         yield layers_variant(selector)
     yield rank_variant(selector)

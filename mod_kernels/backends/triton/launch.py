@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ..._layout import CHANNELS_LAST, layout_of, memory_format_of
 from ..._library import accumulation_dtype
-from ...spec import read_form
 from . import configs, variants
 from .configs import align_of
 from .in_force import tuning_for
 from .plans import (
     MOST_PLANS,
     TYPE_NAMES,
+    ApartPlan,
     Launch,
     SelectorKey,
+    SelectPlan,
+    TailPlan,
     block_plan,
     map_of,
     sample_stride,
@@ -164,13 +166,17 @@ def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
     _check_size(x)
     weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     plan = select_plan(tuning_for(x), map_of(x), key)
-    scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
     with _on_device_of(x):
-        _launch(plan.pool, x, x, pooled_out if pooled is None else pooled, weights.fc1, scratch)
-        if plan.layers is not None:
-            _launch(plan.layers, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits)
-        _launch(plan.rank, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits, index, scores)
+        _launch_select(plan, x, x, weights, pooled_out if pooled is None else pooled, hidden, logits, index, scores)
     return outputs
+
+
+def _launch_select(plan: SelectPlan, x, y, weights, pooled, hidden, logits, index, scores):
+    scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
+    _launch(plan.pool, x, y, pooled, weights.fc1, scratch)
+    if plan.layers is not None:
+        _launch(plan.layers, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits)
+    _launch(plan.rank, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits, index, scores)
 
 
 def select_channels(*arguments):
@@ -287,11 +293,15 @@ def tail_(x, scores, index, conv_parameters, form):
         return
     _check_size(x)
     plan = tail_plan(tuning_for(x), map_of(x), index.shape[1], form)
-    n, _, h, w = x.shape
-    mid = x.new_empty((n, read_form(form).mid_channels, h, w), dtype=torch.float32)
     with _on_device_of(x):
-        for launch in plan:
-            _launch(launch, x, index, scores, conv_parameters, mid)
+        _launch_tail(plan, x, scores, index, conv_parameters)
+
+
+def _launch_tail(plan: TailPlan, x, scores, index, conv_parameters):
+    n, _, h, w = x.shape
+    mid = x.new_empty((n, plan.planes, h, w), dtype=torch.float32)
+    for launch in plan.launches:
+        _launch(launch, x, index, scores, conv_parameters, mid)
 
 
 def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_parameters, form, counters):
@@ -304,9 +314,15 @@ def _block(x, y, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv_par
     _check_size(x)
     weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     plan = block_plan(tuning_for(x), map_of(x), key, sample_stride(y), y is not x, form)
-    scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
     # Pooled values may lie where the logits will: a launch ends between the last read and the first write.
     means = logits if pooled is None else pooled
+    if isinstance(plan, ApartPlan):
+        scores, hidden = (x.new_empty((n, width), dtype=torch.float32) for width in (k, key.hidden))
+        with _on_device_of(x):
+            _launch_select(plan.select, x, y, weights, means, hidden, logits, index, scores)
+            _launch_tail(plan.tail, y, scores, index, conv_parameters)
+        return logits
+    scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
     with _on_device_of(x):
         if plan.pool is not None:
             _launch(plan.pool, x, y, means, weights.fc1, scratch)

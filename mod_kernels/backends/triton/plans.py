@@ -100,8 +100,8 @@ class SelectPlan(NamedTuple):
 
 
 @functools.lru_cache(MOST_PLANS)
-def select_plan(tuning: Tuning, x: Map, key: SelectorKey) -> SelectPlan:
-    selector = key.on(tuning, x, apart=configs.second_layer_apart(tuning, x.channels, key.hidden))
+def select_plan(tuning: Tuning, x: Map, key: SelectorKey, copy: bool = False) -> SelectPlan:
+    selector = key.on(tuning, x, copy=copy, apart=configs.second_layer_apart(tuning, x.channels, key.hidden))
     keys_units = _units(x.n * selector.pool.shares * key.hidden)
     keys = 2 * x.n * selector.slices * selector.keep if selector.apart else 0  # an int64 is two float32 wide
     layers = None
@@ -118,14 +118,33 @@ def select_plan(tuning: Tuning, x: Map, key: SelectorKey) -> SelectPlan:
 def _tail_of(tuning: Tuning, x: Map, k: int, form: str) -> Tail:
     kind, mid, final_relu, position = read_form(form)
     sizes = (x.channels, k, mid, x.hw, x.align, x.hw_align)
-    return Tail(tuning, TYPE_NAMES[x.dtype], *sizes, kind == "bottleneck", final_relu, position, x.channels_last)
+    tail = Tail(tuning, TYPE_NAMES[x.dtype], *sizes, kind, final_relu, position, x.channels_last)
+    if tail.planes * x.hw >= 2**31:  # offsets inside a sample are int32 in the kernels
+        size = f"{tail.planes} channels of {x.height}x{x.width}"
+        raise ValueError(f"the Triton kernels take fewer than 2^31 values between the convolutions, got {size}")
+    return tail
+
+
+class TailPlan(NamedTuple):
+    """Launches of ``tail_`` in order, and the channels of its scratch."""
+
+    launches: tuple[Launch, ...]
+    planes: int
 
 
 @functools.lru_cache(MOST_PLANS)
-def tail_plan(tuning: Tuning, x: Map, k: int, form: str) -> tuple[Launch, ...]:
+def tail_plan(tuning: Tuning, x: Map, k: int, form: str) -> TailPlan:
     tail = _tail_of(tuning, x, k, form)
     scalars = (x.stride // x.align, x.hw_units, x.width, tail.programs)
-    return tuple(Launch(variant, x.n * tail.programs, scalars) for variant in variants.tail_variants(tail))
+    chosen = variants.tail_variants(tail)
+    return TailPlan(tuple(Launch(variant, x.n * tail.programs, scalars) for variant in chosen), tail.planes)
+
+
+class ApartPlan(NamedTuple):
+    """Of a block whose tail is launched apart."""
+
+    select: SelectPlan
+    tail: TailPlan
 
 
 class BlockPlan(NamedTuple):
@@ -138,7 +157,13 @@ class BlockPlan(NamedTuple):
 
 
 @functools.lru_cache(MOST_PLANS)
-def block_plan(tuning: Tuning, x: Map, key: SelectorKey, y_stride: int, copy: bool, form: str) -> BlockPlan:
+def block_plan(
+    tuning: Tuning, x: Map, key: SelectorKey, y_stride: int, copy: bool, form: str
+) -> BlockPlan | ApartPlan:
+    kind, mid, _, _ = read_form(form)
+    if configs.tail_apart(tuning, kind, key.k, mid, x.hw):
+        tail = tail_plan(tuning, x._replace(stride=y_stride), key.k, form)
+        return ApartPlan(select_plan(tuning, x, key, copy), tail)
     shared_out = configs.shared_out(tuning, x.channels, key.hidden, x.n)
     # The samples that the last launch is told the stride of: where it makes a copy, its y is dense.
     last = x if shared_out == "pool" else x._replace(stride=y_stride)
@@ -148,7 +173,7 @@ def block_plan(tuning: Tuning, x: Map, key: SelectorKey, y_stride: int, copy: bo
     # Where the slots would lie the batch's hidden layer does, where there is one; it is no larger.
     keys_units = _units(x.n * selector.pool.shares * key.hidden)
     mid_units = keys_units + _units(2 * x.n * selector.slices * selector.keep if shared_out == "layers" else 0)
-    scratch_units = mid_units + _units(x.n * tail.mid * x.hw)
+    scratch_units = mid_units + _units(x.n * tail.planes * x.hw)
     pool = None
     if chosen.pool is not None:
         pool = Launch(chosen.pool, x.n * chosen.pool_shares, (x.stride // x.align, x.hw_units))

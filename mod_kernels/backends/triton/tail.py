@@ -3,93 +3,23 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import relu, sum_of_products
+from ...spec import LAYER_NORM_EPS
+from .arithmetic import relu
+from .convolutions import (
+    add_plane_3x3,
+    channel_vector,
+    depthwise_3x3_and_1x1,
+    expand_1x1,
+    gather_1x1,
+    gather_1x1_in_blocks,
+    gather_3x3,
+    gather_depthwise_7x7,
+    load_planes,
+    norm_and_two_1x1,
+)
 from .layout import offset_in_sample
 
-
-@triton.jit
-def _channel_vector(ptr, channel, COUNT: tl.constexpr):
-    """Vector of one value per channel, zero in the padding lanes."""
-    return tl.load(ptr + channel, mask=channel < COUNT, other=0.0)
-
-
-@triton.jit
-def _add_plane_3x3(
-    acc, plane_ptr, weight_ptr, out, pixel, hw, width, inside,
-    OUT: tl.constexpr, IN: tl.constexpr, PIXEL_STRIDE: tl.constexpr,
-):  # fmt: skip
-    """``acc[o, p] += sum over the nine taps of weight[o, tap] * plane[p + tap]``, zero padding 1.
-
-    acc (OUT padded, BLOCK_HW) float32; the plane's pixels lie PIXEL_STRIDE apart; weight_ptr is at [0, i, 0, 0] of
-    weights (OUT, IN, 3, 3); inside False stands for a plane of zeros.
-    """
-    row = pixel // width
-    column = pixel % width
-    height = hw // width
-    for tap in tl.static_range(9):
-        near_row = row + (tap // 3 - 1)
-        near_column = column + (tap % 3 - 1)
-        mask = (near_row >= 0) & (near_row < height) & (near_column >= 0) & (near_column < width)
-        place = (near_row * width + near_column) * PIXEL_STRIDE
-        value = tl.load(plane_ptr + place, mask=mask & (pixel < hw) & inside, other=0.0)
-        weight = tl.load(weight_ptr + out * (IN * 9) + tap, mask=out < OUT, other=0.0)
-        acc += weight[:, None] * value.to(tl.float32)[None, :]
-    return acc
-
-
-@triton.jit
-def _gather_1x1(
-    x_sample, index_row, weight_ptr, bias_ptr, mid_sample, pixel, hw,
-    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """``mid[m, p] = relu(b1[m] + sum_j w1[m, j] * x[index[j], p])`` for one tile of pixels."""
-    j = tl.arange(0, K_PAD)
-    source = tl.load(index_row + j, mask=j < K, other=0)
-    inside = (source >= 0) & (source < C)
-    tl.device_assert(inside, "index out of range")
-    mask = ((j < K) & inside)[:, None] & (pixel < hw)[None, :]
-    place = offset_in_sample(source[:, None], pixel[None, :], hw, C, CHANNELS_LAST)
-    gathered = tl.load(x_sample + place, mask=mask, other=0.0).to(tl.float32)
-    for m in range(M):
-        weight = _channel_vector(weight_ptr + m * K, j, K)
-        weights, values = tl.broadcast(weight[:, None], gathered)
-        mid = sum_of_products(weights, values, 0) + tl.load(bias_ptr + m)
-        tl.store(mid_sample + m * hw + pixel, relu(mid), mask=pixel < hw)
-
-
-@triton.jit
-def _gather_3x3(
-    x_sample, index_row, weight_ptr, bias_ptr, mid_sample, pixel, hw, width,
-    C: tl.constexpr, K: tl.constexpr, K_PAD: tl.constexpr, BLOCK_HW: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """``mid[o, p] = relu(b1[o] + sum_j (w1[o, j] * x[index[j]])[p])``, 3x3, for one tile of pixels."""
-    out = tl.arange(0, K_PAD)
-    acc = tl.zeros((K_PAD, BLOCK_HW), tl.float32) + _channel_vector(bias_ptr, out, K)[:, None]
-    for j in range(K):
-        source = tl.load(index_row + j)
-        inside = (source >= 0) & (source < C)
-        tl.device_assert(inside, "index out of range")
-        plane = x_sample + offset_in_sample(source, 0, hw, C, CHANNELS_LAST)
-        stride: tl.constexpr = C if CHANNELS_LAST else 1
-        acc = _add_plane_3x3(acc, plane, weight_ptr + j * 9, out, pixel, hw, width, inside, K, K, stride)
-    mask = (out < K)[:, None] & (pixel < hw)[None, :]
-    tl.store(mid_sample + out[:, None] * hw + pixel[None, :], relu(acc), mask=mask)
-
-
-@triton.jit
-def _expand_1x1(
-    acc, weight_ptr, bias_ptr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, M_PAD: tl.constexpr
-):
-    """``z[j, p] = b3[j] + sum_m w3[j, m] * acc[m, p]``; acc (M_PAD, BLOCK_HW), z (K_PAD, BLOCK_HW)."""
-    j = tl.arange(0, K_PAD)
-    lane = tl.arange(0, M_PAD)
-    z = tl.zeros((K_PAD, acc.shape[1]), tl.float32) + _channel_vector(bias_ptr, j, K)[:, None]
-    for m in range(M):
-        # The select takes row m out of registers; a NaN in another row stays there.
-        plane = tl.sum(tl.where((lane == m)[:, None], acc, 0.0), axis=0)
-        weight = tl.load(weight_ptr + j * M + m, mask=j < K, other=0.0)
-        z += weight[:, None] * plane[None, :]
-    return z
+EPS = tl.constexpr(LAYER_NORM_EPS)
 
 
 @triton.jit
@@ -114,45 +44,67 @@ def _add_to_channels(
 @triton.jit
 def first_convolution(
     x_sample, index_row, conv_ptr, mid_sample, part, parts, hw, width,
-    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, BLOCK_HW: tl.constexpr,
-    BOTTLENECK: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_HW: tl.constexpr, KIND: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """``mid = relu(w1 * x[index] + b1)``, of every ``parts``-th block of pixels; mid (M, H, W) float32."""
-    bias_ptr = conv_ptr + M * K * (1 if BOTTLENECK else 9)
+    """``mid = act(w1 * x[index] + b1)``, of every ``parts``-th block of pixels; mid (PLANES, H, W) float32."""
+    IS_3X3: tl.constexpr = KIND == "basic" or KIND == "conv"
+    bias_ptr = conv_ptr + (K * 49 if KIND == "convnext" else M * K * (9 if IS_3X3 else 1))
     for start in range(part * BLOCK_HW, hw, parts * BLOCK_HW):
         pixel = start + tl.arange(0, BLOCK_HW)
-        if BOTTLENECK:
-            _gather_1x1(
+        if KIND == "bottleneck":
+            gather_1x1(
                 x_sample, index_row, conv_ptr, bias_ptr, mid_sample, pixel, hw, C, K, M, K_PAD, CHANNELS_LAST
             )
-        else:
-            _gather_3x3(
+        elif KIND == "inverted_residual":
+            gather_1x1_in_blocks(
+                x_sample, index_row, conv_ptr, bias_ptr, mid_sample, pixel, hw, C, K, M, BLOCK_M, BLOCK_HW,
+                CHANNELS_LAST,
+            )  # fmt: skip
+        elif KIND == "convnext":
+            gather_depthwise_7x7(
                 x_sample, index_row, conv_ptr, bias_ptr, mid_sample, pixel, hw, width, C, K, K_PAD,
                 BLOCK_HW, CHANNELS_LAST,
+            )  # fmt: skip
+        else:
+            gather_3x3(
+                x_sample, index_row, conv_ptr, bias_ptr, mid_sample, pixel, hw, width, C, K, K_PAD,
+                BLOCK_HW, KIND == "basic", CHANNELS_LAST,
             )  # fmt: skip
 
 
 @triton.jit
 def rest_of_block(
     x_sample, index_row, score, conv_ptr, mid_sample, part, parts, hw, width,
-    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, M_PAD: tl.constexpr,
-    BLOCK_HW: tl.constexpr, BOTTLENECK: tl.constexpr, FINAL_RELU: tl.constexpr, POSITION: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, K_PAD: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_HW: tl.constexpr, KIND: tl.constexpr, FINAL_RELU: tl.constexpr, POSITION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """``x[P] += score * rest(mid)``, of every ``parts``-th block of pixels; score (K_PAD,)."""
-    weight2_ptr = conv_ptr + M * K * (1 if BOTTLENECK else 9) + M
-    bias2_ptr = weight2_ptr + M * M * 9
+    lane = tl.arange(0, BLOCK_M)
+    weight2_ptr = conv_ptr + (K * 49 + K if KIND == "convnext" else M * K * (9 if KIND == "basic" else 1) + M)
+    bias2_ptr = weight2_ptr + M * (K if KIND == "convnext" else 9 if KIND == "inverted_residual" else M * 9)
     weight3_ptr = bias2_ptr + M
     bias3_ptr = weight3_ptr + K * M
-    lane = tl.arange(0, M_PAD)
     for start in range(part * BLOCK_HW, hw, parts * BLOCK_HW):
         pixel = start + tl.arange(0, BLOCK_HW)
-        acc = tl.zeros((M_PAD, BLOCK_HW), tl.float32) + _channel_vector(bias2_ptr, lane, M)[:, None]
-        for m in range(M):
-            plane = mid_sample + m * hw
-            acc = _add_plane_3x3(acc, plane, weight2_ptr + m * 9, lane, pixel, hw, width, True, M, M, 1)
-        if BOTTLENECK:
-            acc = _expand_1x1(relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, M_PAD)
+        if KIND == "inverted_residual":
+            acc = depthwise_3x3_and_1x1(
+                mid_sample, weight2_ptr, bias2_ptr, weight3_ptr, bias3_ptr, pixel, hw, width, K, M, K_PAD, BLOCK_HW
+            )
+        elif KIND == "convnext":
+            acc = norm_and_two_1x1(
+                mid_sample, weight2_ptr, bias2_ptr, weight3_ptr, bias3_ptr, pixel, hw, K, M, K_PAD, BLOCK_HW, EPS
+            )
+        elif KIND == "conv":
+            acc = load_planes(mid_sample, pixel, hw, K, K_PAD)
+        else:
+            acc = tl.zeros((BLOCK_M, BLOCK_HW), tl.float32) + channel_vector(bias2_ptr, lane, M)[:, None]
+            for m in range(M):
+                plane = mid_sample + m * hw
+                acc = add_plane_3x3(acc, plane, weight2_ptr + m * 9, lane, pixel, hw, width, True, M, M, 1)
+            if KIND == "bottleneck":
+                acc = expand_1x1(relu(acc), weight3_ptr, bias3_ptr, K, M, K_PAD, BLOCK_M)
         if FINAL_RELU:
             acc = relu(acc)
         _add_to_channels(x_sample, acc, score, index_row, pixel, hw, C, K, K_PAD, POSITION, CHANNELS_LAST)
@@ -173,11 +125,12 @@ def tail_fwd_kernel(
     K: tl.constexpr,
     M: tl.constexpr,
     K_PAD: tl.constexpr,
-    M_PAD: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     ALIGN: tl.constexpr,
     HW_ALIGN: tl.constexpr,
     BLOCK_HW: tl.constexpr,
-    BOTTLENECK: tl.constexpr,
+    KIND: tl.constexpr,
     FINAL_RELU: tl.constexpr,
     POSITION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -186,16 +139,22 @@ def tail_fwd_kernel(
 ):
     """``x[:, P] += scores * conv_block(x[index])``, in place.
 
-    conv_block, BN folded: BOTTLENECK ``w3 * relu(w2 * relu(w1 * g + b1) + b2) + b3`` with w1 (M, K, 1, 1),
-    w2 (M, M, 3, 3), w3 (K, M, 1, 1); else ``w2 * relu(w1 * g + b1) + b2`` with w1, w2 (K, K, 3, 3), M = K; conv:
-    w1, b1, w2, b2 (, w3, b3) one after the other, float32. x (N, C, H, W), samples ``stride_xn * ALIGN`` elements
-    apart, ``H*W = hw_units * HW_ALIGN``; index (N, K) int64, no channel twice in a
-    sample; scores (N, K), mid (N, M, H, W), what the first convolution gives, float32. Nothing is rounded before
-    the sum.
+    conv_block, norms folded, g = x[index], M channels inside, weights OIHW:
 
-    In place, a gathered channel may be one that is written: all of a sample's first convolution (FIRST) is
-    done before any of the rest (REST). Either both in one program per sample, a barrier between
-    (``programs = 1``), or a launch of each, ``programs`` per sample. Spatial tiles that did both would be wrong.
+    - "bottleneck": ``w3 * relu(w2 * relu(w1 * g + b1) + b2) + b3``, 1x1, 3x3, 1x1
+    - "basic": ``w2 * relu(w1 * g + b1) + b2``, both 3x3, M = K
+    - "inverted_residual": ``w3 * relu6(w2 * relu6(w1 * g + b1) + b2) + b3``, 1x1, depthwise 3x3, 1x1
+    - "conv": ``w1 * g + b1``, 3x3, M = K
+    - "convnext": ``w3 * gelu(w2 * layer_norm(w1 * g + b1) + b2) + b3``, depthwise 7x7, 1x1, 1x1
+
+    conv: w1, b1, w2, b2 ... one after the other, float32. x (N, C, H, W), samples ``stride_xn * ALIGN`` elements
+    apart, ``H*W = hw_units * HW_ALIGN``; index (N, K) int64, no channel twice in a sample; scores (N, K) and mid
+    (N, PLANES, H, W), what the first convolution and its ReLU give, float32. Nothing is rounded before the sum.
+
+    In place, a gathered channel may be one that is written: all of a sample's first convolution (FIRST) is done
+    before any of the rest (REST), which takes nothing of the gathered channels but from mid. Either both in one
+    program per sample, a barrier between (``programs = 1``), or a launch of each, ``programs`` per sample. Spatial
+    tiles that did both would be wrong.
     """
     program = tl.program_id(0)
     n = (program // programs).to(tl.int64)
@@ -203,11 +162,11 @@ def tail_fwd_kernel(
     hw = hw_units * HW_ALIGN
     x_sample = x_ptr + n * stride_xn * ALIGN
     index_row = index_ptr + n * K
-    mid_sample = mid_ptr + n * M * hw
+    mid_sample = mid_ptr + n * PLANES * hw
     if FIRST:
         first_convolution(
-            x_sample, index_row, conv_ptr, mid_sample, part, programs, hw, width, C, K, M, K_PAD, BLOCK_HW,
-            BOTTLENECK, CHANNELS_LAST,
+            x_sample, index_row, conv_ptr, mid_sample, part, programs, hw, width, C, K, M, K_PAD, BLOCK_M,
+            BLOCK_HW, KIND, CHANNELS_LAST,
         )  # fmt: skip
     if FIRST and REST:
         tl.debug_barrier()
@@ -216,5 +175,5 @@ def tail_fwd_kernel(
         score = tl.load(scores_ptr + n * K + j, mask=j < K, other=0.0)
         rest_of_block(
             x_sample, index_row, score, conv_ptr, mid_sample, part, programs, hw, width, C, K, M, K_PAD,
-            M_PAD, BLOCK_HW, BOTTLENECK, FINAL_RELU, POSITION, CHANNELS_LAST,
+            BLOCK_M, BLOCK_HW, KIND, FINAL_RELU, POSITION, CHANNELS_LAST,
         )  # fmt: skip

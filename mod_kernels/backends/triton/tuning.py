@@ -69,6 +69,10 @@ class Tuning:
         (8, ((8, 1), (16, 2), (None, 4))),
         (16, ((4, 8), (16, 4), (None, 2))),
     )
+    # Blocks of pixels up to which the last program of a sample goes through its tail by itself, twice. Above, the
+    # tail is launched apart and shared out: two or three launches more, some 2 us each, against more than 0.5 us a
+    # block (estimated). The ResNets' blocks have up to 7, VGG's first two 25 and more.
+    tail_passes: int = 8
     # Above so many samples the layers of a larger selector go over the batch: to read its weights for each sample
     # would cost more than to read x (estimated, too: from 60 to 100 samples on).
     batch_samples: int = 64
@@ -79,7 +83,7 @@ class Tuning:
     linear_warps: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("one_launch_weights", "max_layer_weights", "batch_samples"):
+        for name in ("one_launch_weights", "max_layer_weights", "tail_passes", "batch_samples"):
             _check(name, _whole(getattr(self, name)), "a whole number, 0 or more", getattr(self, name))
         _check("pool_shares", _whole(self.pool_shares) and self.pool_shares > 0, "1 or more", self.pool_shares)
         blocks = ("tile", "split_chunk", "max_block_hw", "plane_channels", "plane_k", "slice_channels")

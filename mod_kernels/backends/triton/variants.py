@@ -156,24 +156,29 @@ class Tail:
     hw: int
     align: int  # of the samples' stride
     hw_align: int
-    bottleneck: bool
+    kind: str
     final_relu: bool
     position: str
     channels_last: bool = False
 
-    def constants(self) -> dict[str, object]:
+    def constants(self, config: configs.TailConfig) -> dict[str, object]:
         """Those of every kernel that has a tail, but for its block of pixels."""
         return {
             "C": self.channels, "K": self.k, "M": self.mid, "K_PAD": power_of_two(self.k),
-            "M_PAD": power_of_two(self.mid), "ALIGN": self.align, "HW_ALIGN": self.hw_align,
-            "BOTTLENECK": self.bottleneck, "FINAL_RELU": self.final_relu, "POSITION": self.position,
+            "PLANES": self.planes, "BLOCK_M": config.block_mid, "ALIGN": self.align, "HW_ALIGN": self.hw_align,
+            "KIND": self.kind, "FINAL_RELU": self.final_relu, "POSITION": self.position,
             "CHANNELS_LAST": self.channels_last,
         }  # fmt: skip
 
     @property
+    def planes(self) -> int:
+        """Of scratch, a sample: what the first convolution gives, and the rest reads."""
+        return self.k if self.kind == "convnext" else self.mid
+
+    @property
     def config(self) -> configs.TailConfig:
         """Of ``tail_``."""
-        return configs.own_tail_config(self.tuning, self.k, self.mid, self.hw)
+        return configs.own_tail_config(self.tuning, self.kind, self.k, self.mid, self.hw)
 
     @property
     def programs(self) -> int:
@@ -186,7 +191,7 @@ def tail_variants(tail: Tail) -> tuple[Variant, ...]:
     config = tail.config
     pointers = {"x_ptr": tail.x, "index_ptr": "i64"} | dict.fromkeys(("scores_ptr", "conv_ptr", "mid_ptr"), "fp32")
     scalars = {"stride_xn": "i64"} | dict.fromkeys(("hw_units", "width", "programs"), "i32")
-    constants = tail.constants() | {"BLOCK_HW": config.block_hw}
+    constants = tail.constants(config) | {"BLOCK_HW": config.block_hw}
     launches = ((True, False), (False, True)) if config.split else ((True, True),)
     parts = ({"FIRST": first, "REST": rest} for first, rest in launches)
     return tuple(
@@ -233,8 +238,8 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
         "scratch_ptr": "fp32", "counters_ptr": "i32",
     }  # fmt: skip
     scalars = {"keys_units": "i64", "mid_units": "i64", "stride_xn": "i64", "hw_units": "i32", "width": "i32"}
-    tail_config = configs.tail_config(tail.tuning, tail.k, tail.mid, tail.hw, num_warps)
-    constants = selector.constants() | tail.constants()
+    tail_config = configs.tail_config(tail.tuning, tail.kind, tail.k, tail.mid, tail.hw, num_warps)
+    constants = selector.constants() | tail.constants(tail_config)
     constants |= {
         "CHUNK_C": pool.chunk_channels, "PARTS": pool.parts, "POOL_HW": pool.block_hw, "RUN": pool.run,
         "LANES": pool.lanes, "BLOCK_R": pool.units(selector.hidden), "TAIL_HW": tail_config.block_hw,
@@ -242,7 +247,7 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     }  # fmt: skip
     variant = _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
     copies_only = selector.pooled and selector.copy
-    form = (selector.channels_last, tail.bottleneck, copies_only, shared_out)
+    form = (selector.channels_last, tail.kind, copies_only, shared_out)
     held = configs.block_registers(x, tail.hw, *form)
     return replace(variant, max_registers=held)
 

@@ -1,4 +1,4 @@
-"""mod_block, mod_block_ and tail_: both kinds, three positions, both dtypes; the in-place hazards."""
+"""mod_block, mod_block_ and tail_: every kind, three positions, both dtypes; the in-place hazards."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import torch
 
 from mod_kernels._layout import memory_format_of
 from mod_kernels.backends.triton import TRITON, launch
+from mod_kernels.spec import CONV_KINDS
 
 from ...support import feature_map, make_spec
 from .checks import check_block, check_tail, same_bits
@@ -19,9 +20,11 @@ CASES = [
     ((2, 12, 35, 33), 5),
     ((0, 64, 7, 7), 3),
 ]
-# Where the last program of a sample comes from ("pool", "layers", "nothing" in configs.py), made small.
+# Where the last program of a sample comes from ("pool", "layers", "nothing" in configs.py), made small; "apart": the
+# tail has launches of its own.
 WAYS = {
     "pool": {},
+    "apart": {"tail_passes": 0},
     "layers": {"one_launch_weights": 0, "slice_channels": 16},
     "nothing": {"one_launch_weights": 0, "batch_samples": 0},
 }
@@ -35,7 +38,7 @@ def block(x, spec, pooled=None, op="mod_block"):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", CONV_KINDS)
 @pytest.mark.parametrize("shape,k", CASES)
 def test_against_float64(shape, k, kind, dtype, in_place, layout, device):
     position = POSITIONS[(shape[2] + in_place) % 3]
@@ -52,7 +55,7 @@ def test_against_float64(shape, k, kind, dtype, in_place, layout, device):
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", CONV_KINDS)
 @pytest.mark.parametrize("side", [3, 20])
 def test_gathered_channels_are_read_before_they_are_written(side, kind, position, layout, device):
     """Every gathered channel is written as well; one program a sample, and (side 20) two launches of several."""
@@ -103,7 +106,7 @@ def test_given_pooled(op, way, layout, device, with_tuning):
     check_block(before, spec, y, logits, pooled)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", CONV_KINDS)
 def test_special_values_pass_through_bit_for_bit(kind, device):
     """Channels outside the first k may hold anything: infinities, NaNs with a payload, signed zeros."""
     x = feature_map((1, 24, 5, 7), torch.float16, device=device)
@@ -117,15 +120,15 @@ def test_special_values_pass_through_bit_for_bit(kind, device):
     check_tail(before, spec, y, torch.sigmoid(logits[:, :3].double()), index)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", CONV_KINDS)
 def test_a_nan_reaches_what_torch_lets_it_reach(kind, device):
-    """A NaN pixel in a gathered channel spreads as far as the two convolutions do, through every ReLU."""
+    """A NaN pixel in a gathered channel spreads as far as the convolutions do, through all that follows them."""
     x = torch.zeros((1, 12, 9, 9), device=device)
     x[0, 4, 4, 4] = float("nan")
     spec = dataclasses.replace(make_spec(12, 3, kind, device=device), final_relu=True)
     index = torch.tensor([[6, 4, 9]], device=device)
     TRITON.ops["tail_"](x, torch.ones((1, 3), device=device), index, *spec.conv_arguments)
-    reach = 1 if kind == "bottleneck" else 2
+    reach = {"basic": 2, "convnext": 3}.get(kind, 1)
     expected = torch.zeros((9, 9), dtype=torch.bool, device=device)
     expected[4 - reach : 5 + reach, 4 - reach : 5 + reach] = True
     assert torch.equal(x[0, :3].isnan(), expected.expand(3, 9, 9))
@@ -133,7 +136,16 @@ def test_a_nan_reaches_what_torch_lets_it_reach(kind, device):
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
-@pytest.mark.parametrize("kind,shape", [("bottleneck", (3, 100, 5, 7)), ("basic", (2, 64, 20, 21))])
+@pytest.mark.parametrize(
+    "kind,shape",
+    [
+        ("bottleneck", (3, 100, 5, 7)),
+        ("basic", (2, 64, 20, 21)),
+        ("inverted_residual", (2, 64, 20, 21)),
+        ("conv", (2, 64, 20, 21)),
+        ("convnext", (2, 64, 20, 21)),
+    ],
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_the_selection(way, kind, shape, op, layout, device, with_tuning):
     """Several programs a sample, C of no power of two, several blocks of pixels for the last of them."""
@@ -164,6 +176,32 @@ def test_number_of_launches(op, layout, channels, samples, expected, device, mon
     launched.clear()
     block(x, spec, torch.zeros((samples, channels), device=device), op)
     assert len(launched) == (expected - 1 if expected == 4 and op == "mod_block_" else expected)
+
+
+APART = ["pool_fwd_kernel", "rank_fwd_kernel", "tail_fwd_kernel", "tail_fwd_kernel"]
+
+
+@pytest.mark.parametrize(
+    "kind,shape,expected",
+    [
+        ("conv", (64, 224, 224), APART),
+        ("conv", (128, 112, 112), APART),
+        ("conv", (256, 56, 56), ["block_fwd_kernel"]),
+        ("basic", (64, 56, 56), ["block_fwd_kernel"]),
+        ("inverted_residual", (24, 56, 56), ["block_fwd_kernel"]),
+        ("convnext", (96, 56, 56), ["block_fwd_kernel"]),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
+def test_a_tail_of_many_pixels_is_launched_apart(op, given, kind, shape, expected, device, monkeypatch):
+    """That of VGG's first two stages."""
+    launched = []
+    monkeypatch.setattr(launch, "run", lambda variant, *arguments: launched.append(variant.kernel))
+    x = torch.empty((1, *shape), dtype=torch.float16, device=device)
+    pooled = torch.zeros((1, shape[0]), device=device) if given else None
+    block(x, make_spec(shape[0], max(1, shape[0] // 64), kind, torch.float16, device=device), pooled, op)
+    assert launched == expected
 
 
 def test_a_launch_that_was_stopped_leaves_no_trace(device, monkeypatch):

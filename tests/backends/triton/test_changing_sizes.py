@@ -20,7 +20,14 @@ SIZES = [
 
 
 @pytest.mark.parametrize(
-    "way,op", [("pool", "mod_block"), ("pool", "mod_block_"), ("layers", "mod_block_"), ("nothing", "mod_block")]
+    "way,op",
+    [
+        ("pool", "mod_block"),
+        ("pool", "mod_block_"),
+        ("layers", "mod_block_"),
+        ("nothing", "mod_block"),
+        ("apart", "mod_block_"),
+    ],
 )
 def test_each_call_is_right_whatever_came_before(way, op, device, with_tuning):
     with_tuning(pool_blocks=((None, 64, 8),), **WAYS[way])

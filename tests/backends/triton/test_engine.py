@@ -66,7 +66,10 @@ CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", 
         ({"layout": "other"}, "other"),
         ({"channels": 8192}, "C=8192"),
         ({"k": 512}, "k=512"),
-        ({"kind": "inverted_residual"}, "inverted_residual"),
+        ({"kind": "inverted_residual"}, ""),
+        ({"kind": "conv", "op": "tail_"}, ""),
+        ({"kind": "convnext", "op": "mod_block_", "layout": "channels_last"}, ""),
+        ({"kind": "attention"}, "kind 'attention'"),
         ({"op": "add_relu_pool"}, ""),
         ({"op": "add_relu_pool_", "dtype": torch.float64, "layout": "channels_last"}, ""),
         ({"op": "gather_channels", "dtype": torch.float64, "layout": "channels_last"}, ""),
@@ -163,6 +166,9 @@ SHAPES = [
     enumeration.Shape("bottleneck", 24, 3, 5, 1, 35),
     enumeration.Shape("basic", 6, 2, 2, 2, 1155),
     enumeration.Shape("bottleneck", 300, 70, 5, 1, 35),
+    enumeration.Shape("inverted_residual", 24, 3, 5, 30, 35),
+    enumeration.Shape("conv", 6, 2, 2, 2, 8400),
+    enumeration.Shape("convnext", 24, 3, 5, 20, 1155),
 ]
 
 

@@ -167,8 +167,12 @@ def test_add_relu_pool(op, sample, k, layout, last_sample_only):
     assert relative_norm(means[-1:], expected.double().mean((2, 3))) <= VALUES[torch.float32]
 
 
-@each_size
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+# Of an inverted residual block the scratch has six planes for each of the k.
+TAILS = [*((kind, *size) for kind in ("bottleneck", "basic", "conv", "convnext") for size in SIZES),
+         ("inverted_residual", (12, 5, 7), 2, "channels_last")]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind,sample,k,layout", TAILS)
 def test_tail(kind, sample, k, layout, last_sample_only):
     last_sample_only(sample)
     x, spec = large(sample, layout), make_spec(sample[0], k, kind, DTYPE)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mod_kernels.backends.triton import TRITON, launch, workspace
+from mod_kernels.spec import CONV_KINDS
 
 from ...support import feature_map, make_spec
 from .checks import check_block, check_tail, same_bits
@@ -37,7 +38,16 @@ SMALL = {"pool_blocks": ((None, 256, 4),), "split_chunk": 4, "tile": 128, "slice
 
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("kind,position", [("bottleneck", "first"), ("basic", "original")])
+@pytest.mark.parametrize(
+    "kind,position",
+    [
+        ("bottleneck", "first"),
+        ("basic", "original"),
+        ("inverted_residual", "last"),
+        ("conv", "first"),
+        ("convnext", "original"),
+    ],
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_block(way, kind, position, layout, op, program_order, with_tuning):
     with_tuning(**WAYS[way] | SMALL)
@@ -117,18 +127,19 @@ def block_run():
     return check_block, before, spec, *result
 
 
-def tail_run():
+def tail_run(kind):
     torch.manual_seed(1)
     x, scores = feature_map((2, 12, 35, 33)), torch.rand(2, 5)
-    before, spec = x.clone(), make_spec(12, 5)
+    before, spec = x.clone(), make_spec(12, 5, kind)
     index = torch.stack([torch.randperm(5), torch.arange(5)])
     TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
     return check_tail, before, spec, x, scores, index
 
 
-def test_finds_a_tail_whose_tiles_do_both_convolutions(program_order, monkeypatch):
+@pytest.mark.parametrize("kind", CONV_KINDS)
+def test_finds_a_tail_whose_tiles_do_both_parts(kind, program_order, monkeypatch):
     """Both parts in one launch of several programs per sample: halos not there yet, or already overwritten."""
-    assert not wrong_orders(program_order, tail_run)
+    assert not wrong_orders(program_order, lambda: tail_run(kind))
     run = launch.run
 
     def merged(variant, programs, *arguments):
@@ -139,7 +150,7 @@ def test_finds_a_tail_whose_tiles_do_both_convolutions(program_order, monkeypatc
         run(dataclasses.replace(variant, constexprs=tuple(constants.items())), programs, *arguments)
 
     monkeypatch.setattr(launch, "run", merged)
-    assert wrong_orders(program_order, tail_run) == list(ORDERS)
+    assert wrong_orders(program_order, lambda: tail_run(kind)) == list(ORDERS)
 
 
 @triton.jit
