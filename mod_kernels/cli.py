@@ -184,11 +184,12 @@ def resources(
     from .backends.triton import resources as measured
     from .bench import machine
 
-    shapes = {measured.shape_name(one): one for one in enumeration.PAPER_SHAPES}
+    shapes = dict.fromkeys(map(measured.shape_name, enumeration.PAPER_SHAPES))  # some are of two networks
     known = [str(one) for one in ahead_of_time.CAPABILITIES]
     for one in capability or ():
         _one_of("capability", str(one), known)
-    chosen = [shapes[_one_of("shape", name, shapes)] for name in shape or shapes]
+    names = {_one_of("shape", name, shapes) for name in shape or shapes}
+    chosen = [one for one in enumeration.PAPER_SHAPES if measured.shape_name(one) in names]
     dtypes = [_one_of("dtype", name, configs.SCALAR_TYPES) for name in dtype or configs.SCALAR_TYPES]
     problem = triton.compiler_problem()
     if problem:

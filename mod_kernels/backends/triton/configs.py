@@ -272,7 +272,7 @@ def shared_out(tuning: Tuning, channels: int, hidden: int, samples: int) -> str:
 
 
 def tail_apart(tuning: Tuning, kind: str, k: int, mid: int, hw: int) -> bool:
-    """Whether a block is the launches of ``select_channels`` (the copy with its pooling) and those of ``tail_``."""
+    """Whether a block is the launches of ``select_channels``, which copy as they pool, and those of ``tail_``."""
     block_hw = tail_config(tuning, kind, k, mid, hw, block_warps(tuning, "pool", hw)).block_hw
     return hw > tuning.tail_passes * block_hw
 

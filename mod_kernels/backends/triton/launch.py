@@ -167,7 +167,9 @@ def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
     weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     plan = select_plan(tuning_for(x), map_of(x), key)
     with _on_device_of(x):
-        _launch_select(plan, x, x, weights, pooled_out if pooled is None else pooled, hidden, logits, index, scores)
+        _launch_select(
+            plan, x, x, weights, pooled_out if pooled is None else pooled, hidden, logits, index, scores
+        )
     return outputs
 
 

@@ -27,11 +27,30 @@ def everywhere(variant, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("shape", enumeration.PAPER_SHAPES, ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
+@pytest.mark.parametrize("shape", enumeration.RESNET_SHAPES, ids=lambda s: f"{s.kind}-{s.channels}-{s.hw}")
 @pytest.mark.parametrize("capability", ahead_of_time.CAPABILITIES)
 def test_variants(capability, shape, dtype):
     for variant in dict.fromkeys(enumeration.variants(shape, dtype, tuning=of_capability(capability))):
         if capability == 90 or everywhere(variant, dtype):
+            check(variant, capability)
+
+
+OTHER_SHAPES = enumeration.PAPER_SHAPES[len(enumeration.RESNET_SHAPES) :]
+FEW_SHAPES = (enumeration.MOBILENET_SHAPES[::4], enumeration.VGG_SHAPES[::4], enumeration.CONVNEXT_SHAPES[::3])
+
+
+@pytest.mark.parametrize(
+    "capability,shape",
+    [
+        *((90, shape) for shape in OTHER_SHAPES),
+        *((one, shape) for one in ahead_of_time.CAPABILITIES if one != 90 for few in FEW_SHAPES for shape in few),
+    ],
+    ids=lambda value: value if isinstance(value, int) else f"{value.kind}-{value.channels}-{value.hw}",
+)
+def test_variants_of_other_networks(capability, shape):
+    """Launches with a tail in float16, of a few shapes but for 9.0; `mod-kernels resources` compiles everything."""
+    for variant in dict.fromkeys(enumeration.variants(shape, "float16", tuning=of_capability(capability))):
+        if everywhere(variant, "float16"):
             check(variant, capability)
 
 

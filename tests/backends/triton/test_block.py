@@ -35,11 +35,19 @@ def block(x, spec, pooled=None, op="mod_block"):
     return TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
 
 
+def cases_of_kinds():
+    """In the interpreter the wide kinds are slow: in bfloat16, and in half precision on many pixels, only ResNets'."""
+    for shape, k in CASES:
+        for kind in CONV_KINDS:
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                few = dtype == torch.float32 or (dtype == torch.float16 and shape[2] < 35)
+                if few or kind in ("bottleneck", "basic"):
+                    yield shape, k, kind, dtype
+
+
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", CONV_KINDS)
-@pytest.mark.parametrize("shape,k", CASES)
+@pytest.mark.parametrize("shape,k,kind,dtype", cases_of_kinds())
 def test_against_float64(shape, k, kind, dtype, in_place, layout, device):
     position = POSITIONS[(shape[2] + in_place) % 3]
     x = feature_map(shape, dtype, layout, device=device)
@@ -59,7 +67,7 @@ def test_against_float64(shape, k, kind, dtype, in_place, layout, device):
 @pytest.mark.parametrize("side", [3, 20])
 def test_gathered_channels_are_read_before_they_are_written(side, kind, position, layout, device):
     """Every gathered channel is written as well; one program a sample, and (side 20) two launches of several."""
-    channels, k = 8, 6
+    channels, k = 8, 4
     x = feature_map((2, channels, side, side), layout=layout, device=device)
     first = 0 if position != "last" else channels - k
     index = torch.stack([first + torch.arange(k).flip(0), first + torch.randperm(k)]).to(device)

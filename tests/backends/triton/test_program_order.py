@@ -36,19 +36,17 @@ def run_block(kind, op, position="first", layout="nchw"):
 SMALL = {"pool_blocks": ((None, 256, 4),), "split_chunk": 4, "tile": 128, "slice_channels": 4}
 
 
-@pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
+# Of a kind is the tail alone, which the last program of a sample does, or launches of its own.
+BLOCKS = [
+    *((way, *one, op) for way in WAYS for one in (("bottleneck", "first"), ("basic", "original"))
+      for op in ("mod_block", "mod_block_")),
+    *((way, *one, "mod_block_") for way in ("pool", "apart")
+      for one in (("inverted_residual", "last"), ("conv", "first"), ("convnext", "original"))),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize(
-    "kind,position",
-    [
-        ("bottleneck", "first"),
-        ("basic", "original"),
-        ("inverted_residual", "last"),
-        ("conv", "first"),
-        ("convnext", "original"),
-    ],
-)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way,kind,position,op", BLOCKS)
 def test_block(way, kind, position, layout, op, program_order, with_tuning):
     with_tuning(**WAYS[way] | SMALL)
     results = []
