@@ -160,22 +160,24 @@ def tail_config(tuning: Tuning, kind: str, k: int, mid: int, hw: int, num_warps:
     return TailConfig(block_hw, block_mid, num_warps, split=hw > block_hw)
 
 
-def block_registers(x: str, hw: int, channels_last: bool, kind: str, copies_only: bool, shared_out: str):
+def block_registers(
+    tuning: Tuning, x: str, hw: int, channels_last: bool, kind: str, copies_only: bool, shared_out: str
+) -> int | None:
     """Registers a thread that ptxas is held to in a block's last launch; None where it does well by itself.
 
     Some variants it compiles with a few spills, far from any limit, to have a program more on a multiprocessor or
-    for no reason to be seen; given a number it spills nothing. All are of channels_last: in float32 bottlenecks
-    where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes of 7x7 (9.0, and 10.0
-    where the layers went over the batch). The numbers were found by trial, for Triton 3.8: with others, larger
-    ones too, some variant spills.
+    for no reason to be seen; given a number it spills nothing. Beside those of a tuning they are of channels_last:
+    in float32 bottlenecks where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes
+    of 7x7 (9.0, and 10.0 where the layers went over the batch). The numbers were found by trial, for Triton 3.8:
+    with others, larger ones too, some variant spills.
     """
-    if not channels_last:
-        return None
-    if shared_out == "nothing":
+    if channels_last and shared_out == "nothing":
         return 88 if x == "bf16" else 80
-    if x == "fp32":
-        return 80 if kind == "bottleneck" and copies_only else None
-    return 64 if x == "bf16" and hw <= 64 else None
+    if channels_last and x == "fp32" and kind == "bottleneck" and copies_only:
+        return 80
+    if channels_last and x == "bf16" and hw <= 64:
+        return 64
+    return tuning.block_registers if shared_out == "pool" and hw > 64 else None
 
 
 def linear_registers(weight: str, relu: bool) -> int | None:

@@ -60,6 +60,8 @@ class Tuning:
     # has. Half of them for planes of 7 x 7, there and in ``tail_``.
     block_warps: int = 16
     tail_warps: int = 4
+    # Registers a thread of a block's only launch, of ``block_warps`` warps; None: ptxas decides.
+    block_registers: int | None = None
     # (warps, rows of (channels up to so many, values of the tail a thread)). With more, ptxas spills a few
     # registers on one architecture or another, though far from its limit: each value has an address and a place
     # in x beside it.
@@ -86,6 +88,8 @@ class Tuning:
         for name in ("one_launch_weights", "max_layer_weights", "tail_passes", "batch_samples"):
             _check(name, _whole(getattr(self, name)), "a whole number, 0 or more", getattr(self, name))
         _check("pool_shares", _whole(self.pool_shares) and self.pool_shares > 0, "1 or more", self.pool_shares)
+        held = self.block_registers
+        _check("block_registers", held is None or (_whole(held) and 16 <= held <= 255), "None or 16 to 255", held)
         blocks = ("tile", "split_chunk", "max_block_hw", "plane_channels", "plane_k", "slice_channels")
         for name in blocks:
             _check(name, _power(getattr(self, name)), "a power of two", getattr(self, name))
@@ -144,14 +148,16 @@ def _rows(rows: object, length: int) -> bool:
 
 
 # By the capability that an architecture class begins at: GPUs of a class share the limits of a multiprocessor and
-# the instructions that Triton compiles to. All are equal, because nothing was measured that would tell them apart:
-# the little that was timed was timed on an H100. A class gets numbers of its own when a GPU of it has shown them.
+# the instructions that Triton compiles to. The sizes are equal, because nothing was measured that would tell them
+# apart: the little that was timed was timed on an H100. A class gets its own when a GPU of it has shown them.
+# Registers are what ptxas shows: for 12.0 it spills 8 to 16 bytes of some blocks to have three programs on a
+# multiprocessor (40 registers a thread); with 48 there are two, and no spills.
 BY_CLASS = {
     80: Tuning(),  # A100
     86: Tuning(),  # A10, RTX 3090; 8.9 with it: L4, RTX 4090
     90: Tuning(),  # H100
     100: Tuning(),  # B200
-    120: Tuning(),  # RTX 5090
+    120: Tuning(block_registers=48),  # RTX 5090
 }
 # Where no GPU is asked: the interpreter's, whose results are then the same on every machine.
 DEFAULT = BY_CLASS[90]

@@ -248,7 +248,7 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     variant = _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
     copies_only = selector.pooled and selector.copy
     form = (selector.channels_last, tail.kind, copies_only, shared_out)
-    held = configs.block_registers(x, tail.hw, *form)
+    held = configs.block_registers(selector.tuning, x, tail.hw, *form)
     return replace(variant, max_registers=held)
 
 

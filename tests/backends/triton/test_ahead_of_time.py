@@ -48,7 +48,7 @@ FEW_SHAPES = (enumeration.MOBILENET_SHAPES[::4], enumeration.VGG_SHAPES[::4], en
     ids=lambda value: value if isinstance(value, int) else f"{value.kind}-{value.channels}-{value.hw}",
 )
 def test_variants_of_other_networks(capability, shape):
-    """Launches with a tail in float16, of a few shapes but for 9.0; `mod-kernels resources` compiles everything."""
+    """Launches with a tail in float16, of few shapes but for 9.0; `mod-kernels resources` compiles everything."""
     for variant in dict.fromkeys(enumeration.variants(shape, "float16", tuning=of_capability(capability))):
         if everywhere(variant, "float16"):
             check(variant, capability)
@@ -149,6 +149,16 @@ def test_blocks_where_they_did_spill(capability, number, dtype):
             check(variant, capability)
             held += 1
     assert held
+
+
+def test_blocks_of_one_launch_where_they_did_spill():
+    """Held by the tuning of 12.0."""
+    for number, dtype in ((1, "float32"), (5, "float16")):
+        shape, tuning = enumeration.PAPER_SHAPES[number], of_capability(120)
+        held = [one for one in enumeration.variants(shape, dtype, tuning=tuning) if one.max_registers == 48]
+        assert held
+        for variant in dict.fromkeys(held):
+            check(variant, 120)
 
 
 def test_the_layer_that_did_spill():

@@ -20,8 +20,8 @@ CASES = [
     ((2, 12, 35, 33), 5),
     ((0, 64, 7, 7), 3),
 ]
-# Where the last program of a sample comes from ("pool", "layers", "nothing" in configs.py), made small; "apart": the
-# tail has launches of its own.
+# Where the last program of a sample comes from ("pool", "layers", "nothing" in configs.py), made small; "apart":
+# the tail has launches of its own.
 WAYS = {
     "pool": {},
     "apart": {"tail_passes": 0},
@@ -36,7 +36,7 @@ def block(x, spec, pooled=None, op="mod_block"):
 
 
 def cases_of_kinds():
-    """In the interpreter the wide kinds are slow: in bfloat16, and in half precision on many pixels, only ResNets'."""
+    """The wide kinds are slow in the interpreter: in bfloat16, and float16 on many pixels, only ResNets'."""
     for shape, k in CASES:
         for kind in CONV_KINDS:
             for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -35,8 +35,9 @@ def test_every_architecture_that_is_compiled_for_has_a_class():
 
 
 def test_no_class_differs_before_one_was_measured():
-    """When one does, this test goes, and the reason stands beside the number."""
-    assert all(dataclasses.asdict(one) == dataclasses.asdict(DEFAULT) for one in tuning.BY_CLASS.values())
+    """But for what ptxas shows, registers. When one does, this test goes, and the reason stands beside the number."""
+    sizes = [dataclasses.replace(one, block_registers=None) for one in tuning.BY_CLASS.values()]
+    assert all(dataclasses.asdict(one) == dataclasses.asdict(DEFAULT) for one in sizes)
 
 
 @pytest.mark.parametrize(
