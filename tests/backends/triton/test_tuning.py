@@ -35,7 +35,7 @@ def test_every_architecture_that_is_compiled_for_has_a_class():
 
 
 def test_no_class_differs_before_one_was_measured():
-    """But for what ptxas shows, registers. When one does, this test goes, and the reason stands beside the number."""
+    """But for registers, which ptxas shows. When one does, this test goes, and the number gets a reason."""
     sizes = [dataclasses.replace(one, block_registers=None) for one in tuning.BY_CLASS.values()]
     assert all(dataclasses.asdict(one) == dataclasses.asdict(DEFAULT) for one in sizes)
 
