@@ -10,6 +10,7 @@ import random
 import statistics
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,13 @@ def run_cell(
     dtype: torch.dtype,
     size: int,
     rounds: int,
+    **options: Any,
 ) -> list[Row]:
-    """One network at one batch size: every provider's output against the reference's, then the times."""
-    providers = build(name, device, dtype)
+    """One network at one batch size: every provider's output against the reference's, then the times.
+
+    ``options`` are the builder's own (``c=8``).
+    """
+    providers = build(name, device, dtype, **options)
     generator = torch.Generator().manual_seed(1)
     image = torch.randn((batch, 3, size, size), generator=generator).to(device, dtype)
     clock = CpuClock() if device == "cpu" else GpuClock(cold=False)
@@ -89,18 +94,24 @@ def run_cell(
     by_name = {one.name: one for one in timed}
     rows = []
     for provider, check in checks.items():
-        times = {}
-        if provider in by_name:
-            one = by_name[provider]
-            low, median, high = one.quartiles()
-            times = {"median_ms": median, "q1_ms": low, "q3_ms": high}
-            times |= {"samples": len(one.samples), "repeats": one.repeats}
-            times["over_identity_ms"] = median_difference_ms(one, by_name["identity"])
-            if provider == "fused":
-                times["share"] = share_of_plain(by_name)
+        times = times_of(provider, by_name)
         text = str(dtype).removeprefix("torch.")
         rows.append(Row(name, "network", batch, threads, device, text, mode, "warm", provider, check, **times))
     return rows
+
+
+def times_of(provider: str, timed: dict[str, Timed]) -> dict[str, Any]:
+    """What a row says of a provider's time beside those of its cell, the identity among them; {} where it has none."""
+    if provider not in timed:
+        return {}
+    one = timed[provider]
+    low, median, high = one.quartiles()
+    times = {"median_ms": median, "q1_ms": low, "q3_ms": high}
+    times |= {"samples": len(one.samples), "repeats": one.repeats}
+    times["over_identity_ms"] = median_difference_ms(one, timed["identity"])
+    if provider == "fused":
+        times["share"] = share_of_plain(timed)
+    return times
 
 
 class MovingHeap:
@@ -127,9 +138,9 @@ def median_difference_ms(one: Timed, other: Timed) -> float:
     return statistics.median(first - second for first, second in pairs) * 1e3
 
 
-def share_of_plain(timed: dict[str, Timed], resamples: int = 2000) -> tuple[float, float, float] | None:
-    """What the fused blocks cost as a share of the faster plain form's: medians over the rounds of each round's
-    time less its own identity's; then the ends of the 95% interval, by bootstrap over the rounds.
+def share_of_plain(timed: dict[str, Timed]) -> tuple[float, float, float] | None:
+    """What the fused blocks cost as a share of the fastest plain form's: :func:`ratio_of_medians` of each round's
+    time less its own identity's.
 
     None where no plain form was timed, or it cost no more than the identity.
     """
@@ -140,10 +151,15 @@ def share_of_plain(timed: dict[str, Timed], resamples: int = 2000) -> tuple[floa
     ours, best = samples["fused"] - samples["identity"], min(plain, key=lambda difference: difference.median())
     if best.median() <= 0:
         return None
-    drawn = torch.randint(len(ours), (resamples, len(ours)), generator=torch.Generator().manual_seed(0))
-    shares = ours[drawn].median(1).values / best[drawn].median(1).values
-    low, high = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return float(ours.median() / best.median()), low, high
+    return ratio_of_medians(ours, best)
+
+
+def ratio_of_medians(above: Tensor, below: Tensor, resamples: int = 2000) -> tuple[float, float, float]:
+    """Of the values (rounds,) of two providers; then the ends of its 95% interval, by bootstrap over the rounds."""
+    drawn = torch.randint(len(above), (resamples, len(above)), generator=torch.Generator().manual_seed(0))
+    ratios = above[drawn].median(1).values / below[drawn].median(1).values
+    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(above.median() / below.median()), low, high
 
 
 def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
@@ -152,19 +168,23 @@ def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> str:
     return "ok" if error <= NETWORKS_AGREE[dtype] else f"wrong: output off by {error:.1e} from the reference's"
 
 
-def build(name: str, device: str, dtype: torch.dtype, training: bool = False) -> dict[str, nn.Module]:
+def build(
+    name: str, device: str, dtype: torch.dtype, training: bool = False, **options: Any
+) -> dict[str, nn.Module]:
     """The same network, same weights, each way; BN of the standard blocks is left as it is in all of them.
 
-    For inference fused is :func:`mod_kernels.accelerate`; in training it is the network as it comes.
+    For inference fused is :func:`mod_kernels.accelerate`; in training it is the network as it comes. ``options``
+    are the builder's own.
     """
     from .. import models  # torchvision takes a second to import
 
     if name not in models.list_models():
         raise ValueError(f"network must be one of {', '.join(models.list_models())}, got {name!r}")
     torch.manual_seed(0)
-    base = getattr(models, name)().train(training)
-    _randomise_norms(base)
-    base = base.to(device, dtype).requires_grad_(training)
+    base = getattr(models, name)(**options).eval()
+    randomise_norms(base)
+    spread_logits(base)
+    base = base.train(training).to(device, dtype).requires_grad_(training)
 
     def twin() -> nn.Module:
         # On the very same tensors: what is compared is small beside the standard blocks, whose time may depend on
@@ -173,7 +193,7 @@ def build(name: str, device: str, dtype: torch.dtype, training: bool = False) ->
         return copy.deepcopy(base, shared)
 
     # Writing in place can't train: it overwrites what the ReLU before keeps for its backward.
-    endings = {"plain": "clone"} | ({"plain-cat": "cat"} if training else {"plain-inplace": "inplace"})
+    endings = {"plain": "clone", "plain-cat": "cat"} | ({} if training else {"plain-inplace": "inplace"})
     return {
         **{name: with_blocks(twin(), partial(_make_plain, ending=ending)) for name, ending in endings.items()},
         "identity": with_blocks(twin(), lambda block: nn.Identity()),
@@ -218,7 +238,7 @@ def _make_plain(block: MoDBlock, ending: str) -> PlainBlock:
     return PlainBlock(block, ending)
 
 
-def _randomise_norms(model: nn.Module) -> None:
+def randomise_norms(model: nn.Module) -> None:
     """Norms as of a trained network, with running statistics other than 0 and 1: a wrong fold then shows.
 
     The last norm of each standard block is small: activations that double from block to block, as with fresh
@@ -232,3 +252,25 @@ def _randomise_norms(model: nn.Module) -> None:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
         elif isinstance(module, (BasicBlock, Bottleneck)):
             nn.init.constant_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight, 0.2)
+
+
+@torch.no_grad()
+def spread_logits(model: nn.Module) -> None:
+    """Selectors as of a trained network: alive, and of logits that lie apart, from -3 to 3.
+
+    Fresh ones without biases may have a hidden layer of zeros, and among 1024 logits of theirs some come so near
+    each other that two right ways to run the network rank them differently.
+    """
+
+    def spread(block: MoDBlock, arguments: tuple[Tensor]) -> None:
+        pooled, selector = arguments[0].mean((0, 2, 3)), block.selector
+        # The first hidden unit is near 1 for whatever has about these means; the rest moves logits less than a gap.
+        selector.fc1.weight[0] = pooled / pooled.square().sum()
+        selector.fc2.weight *= 1e-3
+        selector.fc2.weight[:, 0] = torch.linspace(-3.0, 3.0, block.channels)[torch.randperm(block.channels)]
+
+    blocks = [module for module in model.modules() if isinstance(module, MoDBlock)]
+    handles = [block.register_forward_pre_hook(spread) for block in blocks]
+    model(torch.randn(2, 3, 64, 64))
+    for handle in handles:
+        handle.remove()
