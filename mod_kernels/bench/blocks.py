@@ -121,8 +121,10 @@ def compiler_of(plan: Plan) -> Compiler:
 
 
 @torch.inference_mode()
-def run_cell(cell: Cell, plan: Plan, bandwidth: float, compiler: Compiler) -> list[Row]:
-    """Check and time every provider of one cell."""
+def run_cell(
+    cell: Cell, plan: Plan, bandwidth: float, compiler: Compiler, make_x: Callable[..., Tensor] = make_x
+) -> list[Row]:
+    """Check and time every provider of one cell; ``make_x`` as :func:`mod_kernels.bench.shapes.make_x`."""
     spec = make_spec(cell.shape, plan.dtype, plan.device)
     x = make_x(cell.shape, cell.batch, spec, layout=plan.layout)
     logits = exact_logits(x, spec)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+# Kinds of rows of the paper's table and of the sweep, which are shown and drawn by themselves.
+PAPER, SWEEP, SWEEP_BLOCK = "paper", "sweep", "sweep block"
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,15 @@ class Row:
     peak_mib: float | None = None  # networks in training: what a step holds at its peak, see memory.py
     # torch.compile: seconds of the first call, without starting the compiler; the same in all cells that share it.
     compile_s: float | None = None
+    # The paper's table: the dense peer's time over this one's, and the ends of its 95% confidence interval.
+    speedup: tuple[float, float, float] | None = None
+    c: int | None = None  # the sweep: k = C // c
 
     @property
     def cell(self) -> tuple:
         """What rows compared with each other have in common."""
         run = (self.device, self.dtype, self.layout, self.mode, self.cache)
-        return (self.kind, self.name, self.batch, self.threads, *run)
+        return (self.kind, self.name, self.batch, self.threads, *run, self.c)
 
 
 @dataclass
@@ -59,6 +64,9 @@ class Results:
     notes: list[str] = field(default_factory=list)
     # Networks in training: "network N=batch provider" -> memory over a step (memory.Timeline.points).
     memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    # The paper's table and the sweep, by network: parameters, multiply-adds, what the paper printed, and more that
+    # is said of it beside its times.
+    networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     interrupted: bool = False
 
 
