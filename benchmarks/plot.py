@@ -21,6 +21,7 @@ from mod_kernels.bench.machine import short_name
 from mod_kernels.bench.providers import ENGINES, IN_PLACE
 from mod_kernels.bench.store import Results, Row, load
 from mod_kernels.bench.table import TRAIN, by_cell, geometric_mean, ratio
+from mod_kernels.spec import CONV_KINDS
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = {
@@ -63,7 +64,7 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
         return []
     groups: dict[tuple, list[Row]] = {}
     for row in results.rows:
-        if row.kind != "network":
+        if row.kind in CONV_KINDS:
             group = (row.device, row.dtype, row.layout, row.threads, row.mode, row.cache, row.kind)
             groups.setdefault(group, []).append(row)
     pictures = []

@@ -1,4 +1,4 @@
-"""``mod-kernels verify | bench | resources | tune | info``."""
+"""``mod-kernels verify | bench | table | sweep | resources | tune | info``."""
 
 from __future__ import annotations
 
@@ -158,6 +158,96 @@ def bench(
         except KeyboardInterrupt:
             results.interrupted = True
     table.show(results, console)
+    if json_path is not None:
+        store.save(results, json_path)
+    if results.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if any(row.check.startswith("wrong") for row in results.rows):
+        raise typer.Exit(1)
+
+
+@app.command(name="table")
+def table_command(
+    networks: Annotated[
+        list[str] | None, typer.Option(help="MoD networks of the paper; repeatable; default all")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable; default 1")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="CPU threads; repeatable; default 1 and all")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    peers: Annotated[
+        bool, typer.Option("--peers", help="onnxruntime and OpenVINO on the plain network as well; cpu")
+    ] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+) -> None:
+    """The paper's table on this machine: every MoD network against its dense peer. Ctrl-C keeps what was measured."""
+    from .bench import paper, paper_table
+
+    _device(device)
+    if peers and device == "cuda":
+        _refuse("--peers is cpu only: leave out --peers or --device cuda")
+    names = tuple(_one_of("networks", name, paper.MOD) for name in networks or paper.MOD)
+    batches, counts = _counts(batch, threads)
+
+    def measure(results: Any, on_cell: Any) -> None:
+        paper_table.run(names, batches, counts, results, on_cell, device, peers)
+
+    _measure_networks(measure, json_path)
+
+
+@app.command(name="sweep")
+def sweep_command(
+    network: Annotated[str, typer.Option(help="which MoD network")] = "resnet50_mod",
+    c: Annotated[list[int] | None, typer.Option("--c", help="k = C // c; repeatable; default 2 to 64")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable; default 1")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="CPU threads; repeatable; default 1 and all")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+) -> None:
+    """What a network and its MoD blocks cost at each c, to choose k by. Ctrl-C keeps what was measured."""
+    from . import models
+    from .bench import sweep
+
+    _device(device)
+    _one_of("network", network, models.list_models())
+    cs = tuple(c or sweep.CS)
+    if min(cs) < 1:
+        _refuse(f"c must be at least 1, got {min(cs)}")
+    batches, counts = _counts(batch, threads)
+
+    def measure(results: Any, on_cell: Any) -> None:
+        sweep.run(network, cs, batches, counts, results, on_cell, device)
+
+    _measure_networks(measure, json_path)
+
+
+def _counts(batch: list[int] | None, threads: list[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Batch sizes and numbers of threads, each at least 1."""
+    counts = tuple(threads or dict.fromkeys((1, torch.get_num_threads())))
+    for name, values in (("threads", counts), ("batch", batch or ())):
+        if min(values, default=1) < 1:
+            _refuse(f"{name} must be at least 1, got {min(values)}")
+    return tuple(batch or (1,)), counts
+
+
+def _measure_networks(measure: Any, json_path: Path | None) -> None:
+    """Run ``measure(results, on_cell)``; show and write what it left, also after Ctrl-C."""
+    from .bench import machine, store, table_paper
+
+    results = store.Results(machine.describe(), _command(json_path))
+    console = _console()
+    with _progress() as progress:
+        task = progress.add_task("", total=None)
+
+        def on_cell(label: object, number: int, total: int) -> None:
+            progress.update(task, description=str(label), completed=number, total=total)
+            if not progress.console.is_terminal:
+                print(f"[{number + 1}/{total}] {label}", file=sys.stderr, flush=True)
+
+        try:
+            measure(results, on_cell)
+        except KeyboardInterrupt:
+            results.interrupted = True
+    table_paper.show(results, console)
     if json_path is not None:
         store.save(results, json_path)
     if results.interrupted:
