@@ -179,7 +179,7 @@ def table_command(
     ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
 ) -> None:
-    """The paper's table on this machine: every MoD network against its dense peer. Ctrl-C keeps what was measured."""
+    """The paper's table here: every MoD network against its dense peer. Ctrl-C keeps what was measured."""
     from .bench import paper, paper_table
 
     _device(device)

@@ -101,7 +101,7 @@ def run_cell(
 
 
 def times_of(provider: str, timed: dict[str, Timed]) -> dict[str, Any]:
-    """What a row says of a provider's time beside those of its cell, the identity among them; {} where it has none."""
+    """What a row says of a provider's time beside those of its cell, the identity's too; {} where it has none."""
     if provider not in timed:
         return {}
     one = timed[provider]
@@ -155,7 +155,7 @@ def share_of_plain(timed: dict[str, Timed]) -> tuple[float, float, float] | None
 
 
 def ratio_of_medians(above: Tensor, below: Tensor, resamples: int = 2000) -> tuple[float, float, float]:
-    """Of the values (rounds,) of two providers; then the ends of its 95% interval, by bootstrap over the rounds."""
+    """Of two providers' values (rounds,); then the ends of its 95% interval, by bootstrap over the rounds."""
     drawn = torch.randint(len(above), (resamples, len(above)), generator=torch.Generator().manual_seed(0))
     ratios = above[drawn].median(1).values / below[drawn].median(1).values
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -264,7 +264,7 @@ def spread_logits(model: nn.Module) -> None:
 
     def spread(block: MoDBlock, arguments: tuple[Tensor]) -> None:
         pooled, selector = arguments[0].mean((0, 2, 3)), block.selector
-        # The first hidden unit is near 1 for whatever has about these means; the rest moves logits less than a gap.
+        # The first hidden unit is near 1 for all with about these means; the rest moves logits less than a gap.
         selector.fc1.weight[0] = pooled / pooled.square().sum()
         selector.fc2.weight *= 1e-3
         selector.fc2.weight[:, 0] = torch.linspace(-3.0, 3.0, block.channels)[torch.randperm(block.channels)]

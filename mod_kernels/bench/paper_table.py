@@ -76,7 +76,7 @@ class Ways:
         judge: Callable[[Tensor], str] = lambda output: "none",
         may_lack: tuple[type[Exception], ...] = (),
     ) -> None:
-        """A way that ``make()`` makes, unless its output is wrong; ``may_lack``: what it raises where it can't run."""
+        """What ``make()`` makes, unless its output is wrong; ``may_lack``: what it raises where it can't run."""
         try:
             call = make()
             with torch.inference_mode():
@@ -220,7 +220,7 @@ def _judge(actual: Tensor, expected: Tensor, contribution: Tensor) -> str:
 
 
 def _speedup(provider: str, timed: dict[str, Timed]) -> tuple[float, float, float] | None:
-    """Over the dense peer run alike; None for itself, for other runtimes, which do not run it, and without times."""
+    """Over the dense peer run alike; None for itself, for other runtimes, which do not run it, or untimed."""
     ours = (*networks.PLAIN_FORMS, "fused", "identity")
     dense = DENSE if provider in ours else DENSE_OPTIMIZED if provider == OPTIMIZED else None
     if provider not in timed or dense not in timed:

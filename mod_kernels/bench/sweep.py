@@ -1,4 +1,4 @@
-"""Choosing k: what a network and its MoD blocks cost at each c (k = C // c), beside the accuracies that are known."""
+"""Choosing k: what a network and its MoD blocks cost at each c (k = C // c), beside known accuracies."""
 
 from __future__ import annotations
 

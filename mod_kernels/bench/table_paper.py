@@ -68,8 +68,8 @@ def _paper(rows: list[Row], results: Results) -> Table:
             end_section=True,
         )
     table.caption = (
-        "plain: the fastest of its three forms; a dense row's time stands under plain; identity: MoD blocks left out, "
-        "the limit; x: over the dense network run alike (optimized over optimized); paper: its own, on its machine; "
+        "plain: the fastest of its three forms; a dense row's time stands under plain; identity: MoD blocks left "
+        "out, the limit; x: over the dense network run alike (optimized over optimized); paper: on its machine; "
         "share: (fused - identity) / (plain - identity), with its 95% interval"
     )
     return table
