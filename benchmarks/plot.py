@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks import plot_networks
 from mod_kernels._layout import NCHW
 from mod_kernels.bench.machine import short_name
 from mod_kernels.bench.providers import ENGINES, IN_PLACE
@@ -67,7 +68,7 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
         if row.kind in CONV_KINDS:
             group = (row.device, row.dtype, row.layout, row.threads, row.mode, row.cache, row.kind)
             groups.setdefault(group, []).append(row)
-    pictures = []
+    pictures = plot_networks.plot(results, file, picture_format)
     for cell in dict.fromkeys(key.rpartition(" ")[0] for key in results.memory):
         picture = file.with_name(f"{file.stem}-{cell.replace(' N=', '-n')}-memory.{picture_format}")
         _draw_memory(results, cell, picture)

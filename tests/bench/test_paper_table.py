@@ -88,6 +88,10 @@ def test_it_survives_a_file_and_is_shown(measured, tmp_path):
     text = shown(again)
     line = next(line for line in text.splitlines() if "resnet18_mod" in line and "│" in line)
     assert "1.60" in line  # the paper's
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    assert [picture.name for picture in plot.plot(tmp_path / "table.json")] == ["table-n1-threads1.png"]
 
 
 def test_a_missing_block_is_wrong():

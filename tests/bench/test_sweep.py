@@ -49,6 +49,10 @@ def test_networks_and_blocks_are_measured_at_each_c(monkeypatch, tmp_path):
     store.save(results, tmp_path / "sweep.json")
     text = shown(store.load(tmp_path / "sweep.json"))
     assert text.count("resnet18_mod") == 2 and text.count("64x32x32") == 2
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    assert [picture.name for picture in plot.plot(tmp_path / "sweep.json")] == ["sweep-n1-threads1.png"]
 
 
 @pytest.mark.parametrize(
