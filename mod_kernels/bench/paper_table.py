@@ -82,7 +82,9 @@ class Ways:
             with torch.inference_mode():
                 self.checks[provider] = judge(call())
         except may_lack as reason:
-            self.checks[provider] = f"left out: {str(reason).partition(chr(10))[0]}"
+            # The first line, without the file that an ImportError names: results are for others to read.
+            said = str(reason).partition("\n")[0].partition(" (/")[0]
+            self.checks[provider] = f"left out: {said}"
             return
         if not self.checks[provider].startswith("wrong"):
             self.calls[provider] = call

@@ -107,7 +107,7 @@ def test_a_way_that_is_wrong_or_lacks_something_gets_no_time():
     ways = paper_table.Ways()
 
     def lacking():
-        raise ImportError("it is not installed\nand more")
+        raise ImportError("it is not installed (/some/where.py)\nand more")
 
     ways.add("wrong", lambda: lambda: torch.zeros(1), lambda output: "wrong: off")
     ways.add("lacking", lambda: lacking(), may_lack=(ImportError,))
