@@ -6,7 +6,8 @@ import warnings
 
 from torch import nn
 
-from .nn._folding import SpecCache, why_not_fusible
+from .nn._folding import why_not_fusible
+from .nn._spec_cache import SpecCache
 from .nn.mod_block import MoDBlock
 
 

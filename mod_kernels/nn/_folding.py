@@ -1,9 +1,4 @@
-"""BN folding, and the cache that can't serve a stale fold.
-
-A folded spec is a copy of what was in sixteen or so parameters and buffers. :class:`SpecCache` keeps one per
-block and, before each use, looks at everything it came from: a changed weight must never be answered with the
-fold of the old one.
-"""
+"""BN folding; whether a MoDBlock may run as its folded spec, and what that spec depends on."""
 
 from __future__ import annotations
 
@@ -16,6 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .._library import accumulation_dtype
 from ..spec import MoDSpec
+from ._spec_cache import Watched
 
 if TYPE_CHECKING:
     from .mod_block import MoDBlock
@@ -88,135 +84,31 @@ def runs_plainly(block: MoDBlock) -> bool:
     return not any(norm.training for norm in block.conv_block.norms())
 
 
-def _hooks(block: MoDBlock) -> tuple[dict, ...]:
+def _hooks(block: MoDBlock) -> list[dict]:
     """The hook tables of the modules that the ordinary path calls and the fused one does not."""
     called = [block.selector, block.conv_block, *block.conv_block.called()]
-    return tuple(hooks for module in called for hooks in (module._forward_hooks, module._forward_pre_hooks))
+    return [hooks for module in called for hooks in (module._forward_hooks, module._forward_pre_hooks)]
 
 
-class _Source(NamedTuple):
-    """One tensor that a spec came from: where it was found, and what it was then."""
-
-    table: dict
-    name: str
-    tensor: Tensor
-    version: int
-    address: int
+def fold(block: MoDBlock) -> MoDSpec | None:
+    """``block.spec()``, or None where the block's parts have to run one by one."""
+    return None if why_not_fusible(block) or not runs_plainly(block) else block.spec()
 
 
-class _Entry(NamedTuple):
-    """A spec and all it came from."""
-
-    spec: MoDSpec
-    block_modules: dict  # the block's own table: a copy of the block (a DataParallel replica) has another
-    modules: list[tuple[dict, dict]]  # tables of submodules, and what they held
-    sources: list[_Source]
-    absent: list[tuple[dict, str]]  # biases that were None
-    hooks: tuple[dict, ...]
-    norms: list[tuple[nn.Module, float]]  # and their eps
-    settings: tuple
-    # Aliases of the sources. They keep the old memory from being given to a new tensor at the same address,
-    # which would make ``p.data = ...`` twice in a row look like no change.
-    aliases: list[Tensor]
-
-
-class SpecCache:
-    """The folded spec of one block, checked at each call against every tensor it came from.
-
-    Checked: the same module objects, the same tensor objects, each at the same address and version; BN's eps
-    and mode; k, position and final_relu; no hooks. What no check of this kind can see is a write that bypasses
-    PyTorch's version counter (through ``.data``, NumPy or raw memory) and leaves the tensor where it is:
-    ``train()``, ``eval()`` or ``load_state_dict`` drop the fold after such a write.
-
-    A copy or a pickle of it is empty: it is refilled at the first call.
-    """
-
-    __slots__ = ("_entry",)
-
-    def __init__(self) -> None:
-        self._entry: _Entry | None = None
-
-    def __reduce__(self) -> tuple:
-        return SpecCache, ()
-
-    def clear(self) -> None:
-        self._entry = None
-
-    def get(self, block: MoDBlock) -> MoDSpec | None:
-        """The spec of ``block`` as it is now, or None where its parts have to run one by one."""
-        if _has_any_global_hook():
-            return None
-        entry = self._entry
-        if entry is not None and _holds(entry, block):
-            return entry.spec
-        self._entry = None
-        if why_not_fusible(block) or not runs_plainly(block):
-            return None
-        # Outside inference mode: an entry made inside it may be used outside.
-        with torch.inference_mode(False), torch.no_grad():
-            spec = block.spec()
-            self._entry = _entry(block, spec)
-        return spec
-
-
-def _holds(entry: _Entry, block: MoDBlock) -> bool:
-    # This runs at every call of every block: plain loops over what was gathered once, no nn.Module attribute
-    # look-ups of submodules. Modules compare by identity, so comparing their tables is exact.
-    if entry.block_modules is not block._modules or any(entry.hooks):
-        return False
-    for table, held in entry.modules:
-        if table != held:
-            return False
-    try:
-        for table, name, tensor, version, address in entry.sources:
-            if table[name] is not tensor or tensor._version != version or tensor.data_ptr() != address:
-                return False
-        for table, name in entry.absent:
-            if table[name] is not None:
-                return False
-    except KeyError:  # taken out of its module (parametrized, pruned)
-        return False
-    for norm, eps in entry.norms:
-        if norm.training or norm.eps != eps:
-            return False
-    return entry.settings == _settings(block)
-
-
-def _settings(block: MoDBlock) -> tuple:
-    modules = block._modules
-    return block.position, modules["selector"].k, modules["conv_block"].final_relu
-
-
-def _entry(block: MoDBlock, spec: MoDSpec) -> _Entry | None:
-    """The entry for a spec just made, or None where its sources can't be watched.
-
-    Tensors made under ``torch.inference_mode`` have no version counter, subclasses (fake tensors, DTensor) no
-    address that means anything, and a DataParallel replica keeps its tensors outside its modules' tables:
-    such blocks are folded afresh at each call.
-    """
-    sources, absent, aliases = [], [], []
-    for table, name in _tensor_slots(block):
-        if name not in table:
-            return None
-        tensor = table[name]
-        if tensor is None:
-            absent.append((table, name))
-            continue
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_inference():
-            return None
-        sources.append(_Source(table, name, tensor, tensor._version, tensor.data_ptr()))
-        aliases.append(tensor.detach())
-    tables = [module._modules for module in (block, block.selector, block.conv_block)]
-    return _Entry(
-        spec,
-        block._modules,
-        [(table, dict(table)) for table in tables],
-        sources,
-        absent,
-        _hooks(block),
-        [(norm, norm.eps) for norm in block.conv_block.norms()],
-        _settings(block),
-        aliases,
+def watched(block: MoDBlock) -> Watched:
+    """What ``block.spec()`` depends on."""
+    selector, conv_block = block.selector, block.conv_block
+    norms = [vars(norm) for norm in conv_block.norms()]
+    return Watched(
+        children=[module._modules for module in (block, selector, conv_block)],
+        tensors=list(_tensor_slots(block)),
+        hooks=_hooks(block),
+        attributes=[
+            (vars(block), "position"),
+            (vars(selector), "k"),
+            (vars(conv_block), "final_relu"),
+            *((norm, name) for norm in norms for name in ("training", "eps")),
+        ],
     )
 
 

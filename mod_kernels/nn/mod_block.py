@@ -12,8 +12,9 @@ from .. import _autograd, _checks, _training, functional
 from .._layout import OTHER, layout_of
 from .._tracing import exporting
 from ..spec import MoDSpec
-from ._folding import SpecCache, runs_plainly, why_not_fusible
+from ._folding import fold, watched, why_not_fusible
 from ._hooks import is_untouched
+from ._spec_cache import SpecCache
 from .conv_blocks import NarrowConvBlock
 from .selector import ChannelSelector
 
@@ -150,8 +151,8 @@ class MoDBlock(nn.Module):
             return None
         if torch.compiler.is_compiling():
             # Versions and addresses can't be traced: the fold is part of the graph, so it is never stale.
-            return None if why_not_fusible(self) or not runs_plainly(self) else self.spec()
-        return self._fused.get(self)
+            return fold(self)
+        return self._fused.get(self, fold, watched)
 
     def _may_overwrite(self, x: Tensor) -> bool:
         return self.overwrite_input and not exporting() and layout_of(x) != OTHER
