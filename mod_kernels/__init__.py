@@ -12,6 +12,7 @@ from ._tracing import export_mode
 from .accelerate import accelerate
 from .backends import use_backend
 from .convert import convert
+from .foreign import register_mod_block
 from .functional import MoDSpec, explain
 from .nn import ChannelSelector, MoDBlock
 from .optimize import optimize_for_inference
@@ -28,6 +29,7 @@ __all__ = [
     "info",
     "optimize_for_inference",
     "reference",
+    "register_mod_block",
     "use_backend",
 ]
 __version__ = "0.1.0"
