@@ -7,12 +7,13 @@ that starts at zero would make every block agree with every other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from . import reference
 from .foreign import original_class
@@ -51,7 +52,7 @@ class Probe:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        with _failing("it can't be copied in float64 on the CPU"):
+        with _one_thread(), _failing("it can't be copied in float64 on the CPU"):
             twin = copy.deepcopy(module)
             twin.__class__ = original_class(module)
             self._twin = twin.to("cpu", torch.float64).eval().requires_grad_(False)
@@ -68,31 +69,31 @@ class Probe:
             for name, part in layers.items()
         ]
         height, width, seed = _TRIALS[0]
-        spy = _Spy()
+        generator, spy = _generator(seed), _Spy()
         try:
-            with spy:
-                self._run(_random_maps(channels, height, width, _generator(seed)))
+            with spy, _one_thread():
+                self._run(_maps(_means(channels, generator)[:_MOST_SAMPLES], height, width, generator))
         finally:
             for handle in handles:
                 handle.remove()
         order += [name for name in layers if name not in order]
         return Seen(order, spy.selects, spy.unsorted)
 
-    def differences(self, forms: list[Callable[[nn.Module], MoDSpec]], random_weights: bool = True) -> list[float]:
+    def differences(self, forms: list[Callable[[nn.Module], MoDSpec]]) -> list[float]:
         """How far what each form (from the module to a spec) says is from what the module computes, at worst."""
         worst = [0.0] * len(forms)
         for height, width, seed in _TRIALS:
-            generator = _generator(seed)
-            if random_weights:
-                _randomise(self._twin, generator)
-            specs = [form(self._twin) for form in forms]
-            x = _clear_samples(specs[0], height, width, generator)
-            y = self._run(x)
-            for i, spec in enumerate(specs):
-                if worst[i] <= AGREEMENT:
-                    worst[i] = max(worst[i], _difference(y, reference.mod_block(x, spec), x))
-            if min(worst) > AGREEMENT:
+            alive = [i for i, difference in enumerate(worst) if difference <= AGREEMENT]
+            if not alive:
                 break
+            generator = _generator(seed)
+            with _one_thread():
+                _randomise(self._twin, generator)
+                specs = [forms[i](self._twin) for i in alive]
+                x = _clear_maps(specs[0], height, width, generator)
+                y = self._run(x)
+                for i, spec in zip(alive, specs, strict=True):
+                    worst[i] = max(worst[i], _difference(y, reference.mod_block(x, spec), x))
         return worst
 
     def _run(self, x: Tensor) -> Tensor:
@@ -106,36 +107,46 @@ class Probe:
         return y
 
 
-class _failing:
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
     """Turns any error inside into a NotRun that tells it: foreign code may raise whatever it likes."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception):
-            text = str(error).strip().partition("\n")[0]
-            raise NotRun(f"{self._what}: {type(error).__name__}: {text}") from error
+    try:
+        yield
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        raise NotRun(f"{what}: {type(error).__name__}: {text}") from error
 
 
-class _Spy(TorchDispatchMode):
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For tensors this small a second thread makes the first one wait: a hundred times as long on a busy CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Spy(TorchFunctionMode):
     """Notes whether something chooses among values, and whether in an order that is not promised."""
+
+    # Not a dispatch mode: that imports all of torch._dynamo, which takes a second or two.
 
     def __init__(self) -> None:
         super().__init__()
         self.selects = self.unsorted = False
 
-    def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        name = op.overloadpacket.__name__
+        name = getattr(function, "__name__", "").partition(".")[0]
         if name in _SELECTING:
             self.selects = True
         if name == "topk" and not (args[4] if len(args) > 4 else kwargs.get("sorted", True)):
             self.unsorted = True
-        return op(*args, **kwargs)
+        return function(*args, **kwargs)
 
 
 def _has_weights(part: nn.Module) -> bool:
@@ -148,26 +159,27 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+def _maps(means: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Random (N, C, H, W) whose planes have these means (N, C)."""
+    noise = torch.randn((*means.shape, height, width), generator=generator, dtype=torch.float64, device="cpu")
+    return means[:, :, None, None] + (noise - noise.mean((2, 3), keepdim=True))
 
 
-def _random_maps(channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """(N, C, H, W) whose planes have means of the order of one, so that selections differ."""
-    means = _normal((_SAMPLES, channels, 1, 1), generator)
-    return means + _normal((_SAMPLES, channels, height, width), generator)
+def _means(channels: int, generator: torch.Generator) -> Tensor:
+    """Of the order of one, so that selections differ: (N, C)."""
+    return torch.randn((_SAMPLES, channels), generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _clear_samples(spec: MoDSpec, height: int, width: int, generator: torch.Generator) -> Tensor:
+def _clear_maps(spec: MoDSpec, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Some random maps on which the scores of all ranks lie apart."""
-    x = _random_maps(spec.channels, height, width, generator)
+    means = _means(spec.channels, generator)
     selector = spec.fc1_weight, spec.fc2_weight, spec.fc1_bias, spec.fc2_bias
-    scores = torch.sigmoid(reference.selector_logits(x, *selector))
-    ranked = torch.sort(scores, dim=1, descending=True).values[:, : spec.k + 1]
+    scores = torch.sigmoid(reference.selector_logits(means, *selector, pooled=means))
+    ranked = torch.topk(scores, min(spec.k + 1, spec.channels), dim=1).values
     clear = (ranked[:, :-1] - ranked[:, 1:] > _CLEAR).all(1)
     if clear.sum() < _LEAST_SAMPLES:
         raise NotRun("on random inputs its selector gives equal scores to several channels")
-    return x[clear][:_MOST_SAMPLES]
+    return _maps(means[clear][:_MOST_SAMPLES], height, width, generator)
 
 
 def _randomise(module: nn.Module, generator: torch.Generator) -> None:
@@ -177,14 +189,14 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
         for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
             if not tensor.is_floating_point():
                 continue
-            values = _normal(tensor.shape, generator)
             if name == "running_var":
-                values = 0.5 + values.square()
+                low, high = 0.5, 2.0
             elif norm and name == "weight":
-                values = 4 + values  # values beyond 6, where ReLU and ReLU6 part
-            elif tensor.ndim > 1:
-                values = values * (2 / tensor[0].numel()) ** 0.5
-            tensor.copy_(values)
+                low, high = 2.0, 6.0  # values beyond 6, where ReLU and ReLU6 part
+            else:
+                high = (6 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 1.5
+                low = -high
+            tensor.uniform_(low, high, generator=generator)
 
 
 def _difference(y: Tensor, expected: Tensor, x: Tensor) -> float:

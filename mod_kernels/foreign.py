@@ -36,7 +36,7 @@ _DESCRIBED: dict[type[nn.Module], Describe] = {}
 _STATE = "_mod_kernels_state"
 # What every module has; the rest of a module's plain attributes are its settings.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_PLAIN = (type(None), bool, int, float, str, tuple, torch.dtype)
+_PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 
 def register_mod_block(cls: type[nn.Module], describe: Describe) -> None:
@@ -167,8 +167,11 @@ def settings_of(module: nn.Module) -> tuple:
 
 
 def _plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    attributes = vars(module).items()
-    return [(name, one) for name, one in attributes if name not in _OF_EVERY_MODULE and isinstance(one, _PLAIN)]
+    return [(name, one) for name, one in vars(module).items() if name not in _OF_EVERY_MODULE and _is_plain(one)]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def _spec_for(module: nn.Module, x: Tensor) -> MoDSpec | None:

@@ -80,7 +80,8 @@ class Plan:
             norm = block.get_submodule(self.layer_norm)
             weights[1], biases[1] = _after_layer_norm(weights[1], biases[1], norm)
         if self.gamma is not None:
-            gamma = block.get_parameter(self.gamma).detach().flatten().to(weights[-1].dtype)
+            owner, _, name = self.gamma.rpartition(".")
+            gamma = getattr(block.get_submodule(owner), name).detach().flatten().to(weights[-1].dtype)
             weights[-1], biases[-1] = weights[-1] * gamma[:, None, None, None], biases[-1] * gamma
         return MoDSpec(
             fc1.weight.detach().flatten(1),
@@ -221,9 +222,9 @@ def recognise(module: nn.Module, found: list[Reading]) -> Plan | Refused:
 
 
 def why_not_as_described(module: nn.Module) -> Refused | None:
-    """Why a module of a registered class is not what its description says, on its own weights; None if it is."""
+    """Why a module of a registered class is not what its description says; None if it is."""
     try:
-        worst = _probe.Probe(module).differences([described], random_weights=False)[0]
+        worst = _probe.Probe(module).differences([described])[0]
     except (_probe.NotRun, TypeError, ValueError) as error:
         return Refused(str(error))
     if worst <= _probe.AGREEMENT:
