@@ -160,7 +160,11 @@ def _readings(shapes: dict[str, tuple[int, ...]], norms: Counter) -> Iterator[Re
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
-    """OIHW of a linear layer or a 2d convolution, by its attributes: quantised and scripted ones have them too."""
+    """OIHW of a linear layer or a 2d convolution, by its attributes: quantised ones have them too."""
+    if isinstance(module, torch.jit.ScriptModule):  # a traced one has no other attributes
+        weight = getattr(module, "weight", None)
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+        return {2: (*shape, 1, 1), 4: shape}.get(len(shape))
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return module.out_features, module.in_features, 1, 1
     kernel = getattr(module, "kernel_size", None)
@@ -182,11 +186,13 @@ def why_not_read(module: nn.Module) -> str:
             return f"{name} is scripted"
         if "quantized" in kind.__module__:
             return f"{name} is quantised ({kind.__module__}.{kind.__name__})"
-        if any(word in kind.__name__.lower() for word in _DROPOUTS):
+        if not part._modules and any(word in kind.__name__.lower() for word in _DROPOUTS):
             return f"it has dropout inside: {name} is a {kind.__name__}"
         is_layer = _weight_shape(part) is not None or getattr(part, "running_mean", None) is not None
         if is_layer and kind not in _FOLDED:
             return f"{name} is a {kind.__name__}, none of {', '.join(one.__name__ for one in _FOLDED)}"
+        if isinstance(part, nn.BatchNorm2d | nn.SyncBatchNorm) and part.running_mean is None:
+            return f"{name} keeps no running statistics"
         if not all(tensor.is_floating_point() for tensor in part.parameters(recurse=False)):
             return f"{name} has parameters that are not floating-point"
     return ""
@@ -264,14 +270,14 @@ def _plan(module: nn.Module, reading: Reading, order: list[str]) -> Plan | str:
     shapes = {name: _weight_shape(parts[name]) for name in order}
     convs: list[str] = []
     norms: list[str | None] = []
-    layer_norms = []
+    others = []
     for name in order:
         if shapes[name] is not None:
             if name not in (reading.fc1, reading.fc2):
                 convs.append(name)
                 norms.append(None)
         elif getattr(parts[name], "running_mean", None) is None:
-            layer_norms.append(name)
+            others.append(name)
         elif not convs or norms[-1] is not None:
             return f"{name} does not come after a convolution"
         else:
@@ -280,13 +286,13 @@ def _plan(module: nn.Module, reading: Reading, order: list[str]) -> Plan | str:
     wanted = table.shapes(shapes[convs[min(table.mid_weight, len(convs) - 1)]][0], reading.k) if convs else []
     if [shapes[name] for name in convs] != wanted:
         return f"its convolutions do not run in the order of a {reading.kind!r}"
-    if len(layer_norms) != table.between.count("layer_norm"):
-        return f"it has {len(layer_norms)} layer norms, where a {reading.kind!r} has none or one"
+    if len(others) != table.between.count("layer_norm"):
+        return f"beside convolutions and batch norms it has {', '.join(dict.fromkeys(others)) or 'nothing'}: no {reading.kind!r}"
     gammas = _other_parameters(module, {reading.fc1, reading.fc2, *order})
     if len(gammas) > 1 or any(module.get_parameter(name).numel() != reading.k for name in gammas):
         return f"it has parameters that no MoD block has: {', '.join(gammas)}"
     gamma = gammas[0] if gammas else None
-    layer_norm = layer_norms[0] if layer_norms else None
+    layer_norm = others[0] if others else None
     found = reading.fc1, reading.fc2, reading.kind, reading.k, tuple(convs), tuple(norms), layer_norm, gamma
     return Plan(*found, position="first", final_relu=False)
 
