@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._compiled import plain_stages
+from .foreign import FusedForeign
 from .nn import FoldedNorm, MoDBlock
 from .nn._hooks import is_untouched
 
@@ -16,7 +17,7 @@ class _Tracer(fx.Tracer):
     """Through everything but PyTorch's own layers and MoD blocks, which fold their norms themselves."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, MoDBlock) or super().is_leaf_module(module, name)
+        return isinstance(module, (MoDBlock, FusedForeign)) or super().is_leaf_module(module, name)
 
 
 def fold_norms(network: nn.Module) -> tuple[int, str]:

@@ -17,6 +17,10 @@ from .recognise import Plan, Refused, readings, recognise, why_not_as_described
 _MOST_NAMED = 8
 
 
+class NoBlocks(ValueError):
+    """There is nothing in the model to accelerate."""
+
+
 def accelerate(model: nn.Module, overwrite_input: bool = False) -> nn.Module:
     """Change ``model`` in place so that its MoD blocks run fused in inference, and return it.
 
@@ -58,7 +62,7 @@ def accelerate(model: nn.Module, overwrite_input: bool = False) -> nn.Module:
     fused = [name for name in (*own, *foreign_blocks) if name not in reasons]
     registered = any(foreign.is_registered(model.get_submodule(name)) for name in foreign_blocks)
     if not own and not fused and not registered:
-        raise ValueError(_nothing_found(model, reasons | passed_over))
+        raise NoBlocks(_nothing_found(model, reasons | passed_over))
     for name in fused:
         if name in own:
             own[name]._fused = SpecCache()

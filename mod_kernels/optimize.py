@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable
@@ -15,9 +16,9 @@ from . import _checks
 from ._compiled import compiled, plain_stages
 from ._fold_norms import fold_norms
 from ._tolerances import NETWORKS, relative_norm
-from .accelerate import accelerate
+from .accelerate import NoBlocks, accelerate
 from .bench.timing import CpuClock, GpuClock, Timed, measure
-from .nn import MoDBlock, MoDStage
+from .nn import MoDStage
 
 Arguments = tuple[Tensor, ...]
 Say = Callable[[object], object]
@@ -153,7 +154,7 @@ def _check(model: nn.Module, example_input: Tensor | Arguments) -> None:
 def _fused_networks(model: nn.Module, say: Say) -> dict[str, nn.Module]:
     """By memory format: copies of model with its norms folded and its MoD blocks fused."""
     network = copy.deepcopy(model)
-    if any(isinstance(module, MoDBlock) for module in network.modules()):
+    with contextlib.suppress(NoBlocks):  # a dense network
         accelerate(network)
     norms, problem = fold_norms(network)
     say(f"batch norms folded into convolutions: {norms}" + (f" ({problem})" if problem else ""))

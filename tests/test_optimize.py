@@ -12,7 +12,11 @@ from mod_kernels import models, optimize, optimize_for_inference
 from mod_kernels._fold_norms import fold_norms
 from mod_kernels._tolerances import NETWORKS, relative_norm
 from mod_kernels.backends.native import CPU
+from mod_kernels.foreign import FusedForeign
 from mod_kernels.nn import MoDBlock, NarrowBasicBlock
+
+from .accelerate.plain_blocks import C as FOREIGN_CHANNELS
+from .accelerate.plain_blocks import LinearsGatherClone
 
 
 def network(dtype=torch.float32, build=models.resnet18_mod):
@@ -198,6 +202,17 @@ def test_bfloat16(few_rounds):
 def test_other_networks(few_rounds, build):
     model, x = network(build=build), images(1, 64)
     net = optimize_for_inference(model, x, verbose=False)
+    with torch.no_grad():
+        assert agrees(net(x), model(x))
+
+
+def test_foreign_blocks_are_fused_too(few_rounds):
+    model = nn.Sequential(
+        nn.Conv2d(3, FOREIGN_CHANNELS, 3), nn.BatchNorm2d(FOREIGN_CHANNELS), LinearsGatherClone()
+    )
+    model, x = model.eval(), images()
+    net = optimize_for_inference(model, x, verbose=False)
+    assert isinstance(net.network[2], FusedForeign) and type(model[2]) is LinearsGatherClone
     with torch.no_grad():
         assert agrees(net(x), model(x))
 
