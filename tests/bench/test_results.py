@@ -120,7 +120,7 @@ def test_the_table_shows_ratios_wrong_and_missing(results):
 
 
 def test_a_full_table_fits_the_narrowest_console_it_is_given(results):
-    """140 columns (cli._console)."""
+    """140 columns (_terminal.make_console)."""
     names = ["plain-clone", "plain-cat", "plain-inplace", "compile", "cpu", "cpu-inplace", "cpu-inplace-fed"]
     results.rows = [row(name, 0.01234, name="1024x14x14", batch=256) for name in [*names, "floor", "limit"]]
     text = shown(results, width=140)
