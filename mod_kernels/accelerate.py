@@ -91,9 +91,10 @@ def _foreign_blocks(
         if module in inside_own:
             continue
         if foreign.is_registered(module):
-            outcome = why_not_as_described(module)
             inner = next((part for part in module.modules() if part in taken), None)
-            if inner is not None:
+            if inner is None:
+                outcome = why_not_as_described(module)
+            else:
                 outcome = Refused(f"another MoD block is inside it, a {type(inner).__name__}")
         elif (found := readings(module)) and taken.isdisjoint(module.modules()):
             outcome = recognise(module, found)

@@ -35,7 +35,7 @@ Describe = Callable[[nn.Module], MoDSpec]
 _DESCRIBED: dict[type[nn.Module], Describe] = {}
 _STATE = "_mod_kernels_state"
 # What every module has; the rest of a module's plain attributes are its settings.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OF_EVERY_MODULE = frozenset((*vars(nn.Module()), "_is_replica"))  # the last: DataParallel's mark
 _PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 

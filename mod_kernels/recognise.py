@@ -287,8 +287,8 @@ def _plan(module: nn.Module, reading: Reading, order: list[str]) -> Plan | str:
     if [shapes[name] for name in convs] != wanted:
         return f"its convolutions do not run in the order of a {reading.kind!r}"
     if len(others) != table.between.count("layer_norm"):
-        said = ", ".join(dict.fromkeys(others)) or "nothing"
-        return f"beside convolutions and batch norms it has {said}: no {reading.kind!r}"
+        names = ", ".join(dict.fromkeys(others)) or "nothing"
+        return f"beside convolutions and batch norms it has {names}: no {reading.kind!r}"
     gammas = _other_parameters(module, {reading.fc1, reading.fc2, *order})
     if len(gammas) > 1 or any(module.get_parameter(name).numel() != reading.k for name in gammas):
         return f"it has parameters that no MoD block has: {', '.join(gammas)}"
