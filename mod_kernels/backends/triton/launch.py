@@ -166,16 +166,15 @@ def _select(x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
     _check_size(x)
     weights, key = _selector_of(fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k)
     plan = select_plan(tuning_for(x), map_of(x), key)
+    means = pooled_out if pooled is None else pooled
     with _on_device_of(x):
-        _launch_select(
-            plan, x, x, weights, pooled_out if pooled is None else pooled, hidden, logits, index, scores
-        )
+        _launch_select(plan, x, x, weights, means, hidden, logits, index, scores)
     return outputs
 
 
-def _launch_select(plan: SelectPlan, x, y, weights, pooled, hidden, logits, index, scores):
+def _launch_select(plan: SelectPlan, x, y, weights, means, hidden, logits, index, scores):
     scratch = x.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
-    _launch(plan.pool, x, y, pooled, weights.fc1, scratch)
+    _launch(plan.pool, x, y, means, weights.fc1, scratch)
     if plan.layers is not None:
         _launch(plan.layers, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits)
     _launch(plan.rank, scratch, weights.bias1, weights.fc2, weights.bias2, hidden, logits, index, scores)

@@ -48,7 +48,7 @@ FEW_SHAPES = (enumeration.MOBILENET_SHAPES[::4], enumeration.VGG_SHAPES[::4], en
     ids=lambda value: value if isinstance(value, int) else f"{value.kind}-{value.channels}-{value.hw}",
 )
 def test_variants_of_other_networks(capability, shape):
-    """Launches with a tail in float16, of few shapes but for 9.0; `mod-kernels resources` compiles everything."""
+    """Launches with a tail in float16, but for 9.0 of a few shapes."""
     for variant in dict.fromkeys(enumeration.variants(shape, "float16", tuning=of_capability(capability))):
         if everywhere(variant, "float16"):
             check(variant, capability)

@@ -36,7 +36,7 @@ def block(x, spec, pooled=None, op="mod_block"):
 
 
 def cases_of_kinds():
-    """The wide kinds are slow in the interpreter: in bfloat16, and float16 on many pixels, only ResNets'."""
+    """In bfloat16, and on many pixels in half precision, only ResNets': in the interpreter the others are slow."""
     for shape, k in CASES:
         for kind in CONV_KINDS:
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
