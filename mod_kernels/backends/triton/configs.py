@@ -166,16 +166,20 @@ def block_registers(
     """Registers a thread that ptxas is held to in a block's last launch; None where it does well by itself.
 
     Some variants it compiles with a few spills, far from any limit, to have a program more on a multiprocessor or
-    for no reason to be seen; given a number it spills nothing. Beside those of a tuning they are of channels_last:
-    in float32 bottlenecks where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes
-    of 7x7 (9.0, and 10.0 where the layers went over the batch). The numbers were found by trial, for Triton 3.8:
-    with others, larger ones too, some variant spills.
+    for no reason to be seen; given a number it spills nothing. Beside those of a tuning these are, in NCHW, of
+    short planes: ConvNeXt's (8.0, 10.0, 12.0), and VGG's of 4x4 in half precision (8.0). In channels_last: float32
+    bottlenecks where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes of 7x7 (9.0,
+    and 10.0 where the layers went over the batch). The numbers were found by trial, for Triton 3.8: with others,
+    larger ones too, some variant spills.
     """
-    if channels_last and shared_out == "nothing":
-        return 88 if x == "bf16" else 80
-    if channels_last and x == "fp32" and kind == "bottleneck" and copies_only:
-        return 80
-    if channels_last and x == "bf16" and hw <= 64:
+    if channels_last:
+        if shared_out == "nothing":
+            return 88 if x == "bf16" else 80
+        if x == "fp32" and kind == "bottleneck" and copies_only:
+            return 80
+        if x == "bf16" and hw <= 64:
+            return 64
+    elif hw <= 256 if kind == "convnext" else kind == "conv" and hw <= 16 and x != "fp32":
         return 64
     return tuning.block_registers if shared_out == "pool" and hw > 64 else None
 
