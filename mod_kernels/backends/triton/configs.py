@@ -168,9 +168,9 @@ def block_registers(
     Some variants it compiles with a few spills, far from any limit, to have a program more on a multiprocessor or
     for no reason to be seen; given a number it spills nothing. Beside those of a tuning these are, in NCHW, of
     short planes: ConvNeXt's (8.0, 10.0, 12.0), and VGG's of 4x4 in half precision (8.0). In channels_last: float32
-    bottlenecks where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes of 7x7 (9.0,
-    and 10.0 where the layers went over the batch). The numbers were found by trial, for Triton 3.8: with others,
-    larger ones too, some variant spills.
+    bottlenecks where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes of 7x7
+    (9.0, and 10.0 where the layers went over the batch). The numbers were found by trial, for Triton 3.8: with
+    others, larger ones too, some variant spills.
     """
     if channels_last:
         if shared_out == "nothing":
