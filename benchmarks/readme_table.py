@@ -1,6 +1,6 @@
 """The paper's table in README.md, from the committed results that its first marker names; part of `make figures`.
 
-    python -m benchmarks.readme_table
+python -m benchmarks.readme_table
 """
 
 from __future__ import annotations

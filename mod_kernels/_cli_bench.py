@@ -135,6 +135,7 @@ def table_command(
     peers: Annotated[
         bool, typer.Option("--peers", help="onnxruntime and OpenVINO on the plain network as well; cpu")
     ] = False,
+    rounds: Annotated[int, typer.Option(help="of measuring, at most; 100 take half an hour at batch 1")] = 100,
     json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
 ) -> None:
     """The paper's table here: every MoD network against its dense peer. Ctrl-C keeps what was measured."""
@@ -145,9 +146,11 @@ def table_command(
         refuse("--peers is cpu only: leave out --peers or --device cuda")
     names = tuple(one_of("networks", name, paper.MOD) for name in networks or paper.MOD)
     batches, counts = _counts(batch, threads)
+    if rounds < 5:
+        refuse(f"rounds must be at least 5, got {rounds}")
 
     def measure(results: Any, on_cell: Any) -> None:
-        paper_table.run(names, batches, counts, results, on_cell, device, peers)
+        paper_table.run(names, batches, counts, results, on_cell, device, peers, rounds)
 
     _measure_networks(measure, json_path)
 

@@ -143,6 +143,7 @@ def test_the_fastest_plain_form_counts_and_reasons_are_said_once(measured):
         (["table", "--networks", "resnet50"], "networks must be one of resnet18_mod, "),
         (["table", "--batch", "0"], "batch must be at least 1, got 0\n"),
         (["table", "--threads", "0"], "threads must be at least 1, got 0\n"),
+        (["table", "--rounds", "4"], "rounds must be at least 5, got 4\n"),
         (["table", "--device", "tpu"], "device must be one of cpu, cuda, got 'tpu'\n"),
     ],
 )
@@ -161,9 +162,10 @@ def test_the_verb_passes_its_options_on(monkeypatch, tmp_path):
 
     monkeypatch.setattr(paper_table, "run", interrupted)
     path = tmp_path / "new" / "table.json"
-    options = ["--networks", "resnet50_mod", "--batch", "8", "--threads", "2", "--peers", "--json", str(path)]
+    options = ["--networks", "resnet50_mod", "--batch", "8", "--threads", "2", "--peers", "--rounds", "7"]
+    options += ["--json", str(path)]
     result = runner.invoke(cli.app, ["table", *options])
     assert result.exit_code == cli.INTERRUPTED
-    names, batches, counts, _, _, device, peers = seen[0]
-    assert (names, batches, counts, device, peers) == (("resnet50_mod",), (8,), (2,), "cpu", True)
+    names, batches, counts, _, _, device, peers, rounds = seen[0]
+    assert (names, batches, counts, device, peers, rounds) == (("resnet50_mod",), (8,), (2,), "cpu", True, 7)
     assert store.load(path).interrupted
