@@ -44,7 +44,7 @@ def bench(
     json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
 ) -> None:
     """Measure plain PyTorch, torch.compile and this package side by side. Ctrl-C keeps what was measured."""
-    from .bench import blocks, machine, network_training, store, table, training
+    from .bench import blocks, network_training, table, training
     from .bench import networks as whole
     from .bench.shapes import FORMATS, SHAPES
 
@@ -82,47 +82,31 @@ def bench(
         for name in network or ():
             one_of("network", name, models.list_models())
 
-    results = store.Results(machine.describe(), command_line(json_path))
-    console = make_console()
-    with make_progress() as progress:
-        task = progress.add_task("", total=None)
+    def measure(results: Any, on_cell: Any) -> None:
+        if networks and train:
+            names = tuple(network or network_training.NETWORKS)
+            batches = tuple(batch or network_training.BATCHES)
+            network_training.run(names, batches, counts, results, on_cell, chosen)
+            return
+        if networks:
+            names = tuple(network or whole.NETWORKS)
+            whole.run(names, tuple(batch or (1,)), counts, results, on_cell, device, chosen)
+            return
+        plan = blocks.Plan(
+            tuple(shape for name in kinds for shape in SHAPES[name]),
+            tuple(batch or (training if train else blocks).BATCHES),
+            counts,
+            device,
+            chosen,
+            layout or NCHW,
+            max_autotune=max_autotune,
+        )
+        if train:
+            training.run(plan, results, on_cell)
+        else:
+            blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
 
-        def on_cell(label: object, number: int, total: int) -> None:
-            progress.update(task, description=str(label), completed=number, total=total)
-            if not progress.console.is_terminal:
-                print(f"[{number + 1}/{total}] {label}", file=sys.stderr, flush=True)
-
-        try:
-            if networks and train:
-                names = tuple(network or network_training.NETWORKS)
-                batches = tuple(batch or network_training.BATCHES)
-                network_training.run(names, batches, counts, results, on_cell, chosen)
-            elif networks:
-                names = tuple(network or whole.NETWORKS)
-                whole.run(names, tuple(batch or (1,)), counts, results, on_cell, device, chosen)
-            else:
-                plan = blocks.Plan(
-                    tuple(shape for name in kinds for shape in SHAPES[name]),
-                    tuple(batch or (training if train else blocks).BATCHES),
-                    counts,
-                    device,
-                    chosen,
-                    layout or NCHW,
-                    max_autotune=max_autotune,
-                )
-                if train:
-                    training.run(plan, results, on_cell)
-                else:
-                    blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
-        except KeyboardInterrupt:
-            results.interrupted = True
-    table.show(results, console)
-    if json_path is not None:
-        store.save(results, json_path)
-    if results.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if any(row.check.startswith("wrong") for row in results.rows):
-        raise typer.Exit(1)
+    _measured(measure, table.show, json_path)
 
 
 def table_command(
@@ -139,7 +123,7 @@ def table_command(
     json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
 ) -> None:
     """The paper's table here: every MoD network against its dense peer. Ctrl-C keeps what was measured."""
-    from .bench import paper, paper_table
+    from .bench import paper, paper_table, table_paper
 
     check_device(device)
     if peers and device == "cuda":
@@ -152,7 +136,7 @@ def table_command(
     def measure(results: Any, on_cell: Any) -> None:
         paper_table.run(names, batches, counts, results, on_cell, device, peers, rounds)
 
-    _measure_networks(measure, json_path)
+    _measured(measure, table_paper.show, json_path)
 
 
 def sweep_command(
@@ -165,7 +149,7 @@ def sweep_command(
 ) -> None:
     """What a network and its MoD blocks cost at each c, to choose k by. Ctrl-C keeps what was measured."""
     from . import models
-    from .bench import sweep
+    from .bench import sweep, table_paper
 
     check_device(device)
     one_of("network", network, models.list_models())
@@ -177,7 +161,7 @@ def sweep_command(
     def measure(results: Any, on_cell: Any) -> None:
         sweep.run(network, cs, batches, counts, results, on_cell, device)
 
-    _measure_networks(measure, json_path)
+    _measured(measure, table_paper.show, json_path)
 
 
 def _counts(batch: list[int] | None, threads: list[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -189,9 +173,9 @@ def _counts(batch: list[int] | None, threads: list[int] | None) -> tuple[tuple[i
     return tuple(batch or (1,)), counts
 
 
-def _measure_networks(measure: Any, json_path: Path | None) -> None:
-    """Run ``measure(results, on_cell)``; show and write what it left, also after Ctrl-C."""
-    from .bench import machine, store, table_paper
+def _measured(measure: Any, show: Any, json_path: Path | None) -> None:
+    """Run ``measure(results, on_cell)``; ``show(results, console)`` and write what it left, also after Ctrl-C."""
+    from .bench import machine, store
 
     results = store.Results(machine.describe(), command_line(json_path))
     console = make_console()
@@ -207,7 +191,7 @@ def _measure_networks(measure: Any, json_path: Path | None) -> None:
             measure(results, on_cell)
         except KeyboardInterrupt:
             results.interrupted = True
-    table_paper.show(results, console)
+    show(results, console)
     if json_path is not None:
         store.save(results, json_path)
     if results.interrupted:

@@ -88,7 +88,7 @@ def verify(
     seed: int | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> Report:
-    """Check ``backends`` on ``device``: every op, both kinds of block, three positions, every layout.
+    """Check ``backends`` on ``device``: every op, every kind of block, three positions, every layout.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
