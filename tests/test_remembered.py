@@ -10,8 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mod_kernels import _checks, _remembered, backends, functional, reference, use_backend
 
-from .support import LAYOUTS, feature_map, make_spec, relative_error
 from .export.test_portable import Ops
+from .support import LAYOUTS, feature_map, make_spec, relative_error
 from .test_functional import BAD, IN_PLACE, C, H, K, N, W, arguments, destination
 
 OUT_OF_PLACE = ["select_channels", "gather_channels", "fuse_channels", "add_relu_pool", "mod_block"]
