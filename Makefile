@@ -61,6 +61,7 @@ test-floor: $(FLOOR)/.installed $(VENV)/.built
 figures: $(VENV)/.built
 	$(RUN) pip install -q matplotlib
 	$(RUN) benchmarks.plot
+	$(RUN) benchmarks.readme_table
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
