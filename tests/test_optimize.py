@@ -1,14 +1,17 @@
 """optimize_for_inference: the same numbers, choices by times, nothing silently wrong, the model left as it is."""
 
 import copy
+import re
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 from torch.profiler import ProfilerActivity, profile
 
-from mod_kernels import models, optimize, optimize_for_inference
+from mod_kernels import accelerate, models, optimize, optimize_for_inference
+from mod_kernels._compiled import compiled
 from mod_kernels._fold_norms import fold_norms
 from mod_kernels._tolerances import NETWORKS, relative_norm
 from mod_kernels.backends.native import CPU
@@ -99,6 +102,25 @@ def test_every_block_is_one_op_in_the_compiled_network(optimized):
     counts = {event.key: event.count for event in recorded.key_averages()}
     assert counts["mod_kernels_cpu::mod_block_"] == 4
     assert not {"aten::batch_norm", "aten::native_batch_norm", "aten::topk", "aten::gather"} & counts.keys()
+
+
+@pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
+def test_the_compiled_network_holds_its_weights_and_turns_no_map():
+    """By TorchInductor's code: its only input is the image, and it has no loop beside an op or an ending.
+
+    ``torch.compile(options={"freezing": True})`` froze nothing (torch 2.14.1), and the maps of a network in NCHW
+    were copied into another layout before and after its MoD blocks; the numbers are right in both.
+    """
+    net = accelerate(network()).to(memory_format=torch.channels_last)
+    fold_norms(net)
+    x = images().contiguous(memory_format=torch.channels_last)
+    _, sources = run_and_get_code(lambda: compiled(net, (x,))(x))
+    (code,) = (source for source in sources if "def call" in source)
+    code = code[code.index("def call") :]
+    assert re.search(r"^ +\w+, = args$", code, re.MULTILINE)
+    assert code.count("mkldnn._convolution") and "extern_kernels.convolution" not in code
+    loops = set(re.findall(r"cpp_fused_\w+(?=\()", code))
+    assert loops and not [name for name in loops if "relu" in name or "mod_block" in name]
 
 
 def test_choices_are_said_with_both_their_times(few_rounds, capsys):
