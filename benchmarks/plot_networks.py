@@ -25,7 +25,8 @@ def plot(results: Results, file: Path, picture_format: str) -> list[Path]:
         cells = by_cell(row for row in rows if row.kind == kind)
         for batch, how in dict.fromkeys(_how(next(iter(cell.values()))) for cell in cells.values()):
             picture = file.with_name(f"{file.stem}-n{batch}-{how}.{picture_format}")
-            figure = draw(results, [row for row in rows if _how(row) == (batch, how)], f"N = {batch}, {how}")
+            where = f"N = {batch}, {_spelled(how)}"
+            figure = draw(results, [row for row in rows if _how(row) == (batch, how)], where)
             machine = results.machine
             label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
             figure.text(0.5, 0.01, label, ha="center", fontsize=8, color="#555555")
@@ -38,6 +39,12 @@ def plot(results: Results, file: Path, picture_format: str) -> list[Path]:
 
 def _how(row: Row) -> tuple[int, str]:
     return row.batch, f"threads{row.threads}" if row.threads else row.mode
+
+
+def _spelled(how: str) -> str:
+    """``"threads2"`` as ``"2 threads"``."""
+    count = how.removeprefix("threads")
+    return how if count == how else f"{count} thread" + ("" if count == "1" else "s")
 
 
 def _draw_paper(results: Results, rows: list[Row], where: str) -> plt.Figure:
