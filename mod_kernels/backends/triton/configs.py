@@ -181,7 +181,10 @@ def block_registers(
             return 64
     elif hw <= 256 if kind == "convnext" else kind == "conv" and hw <= 16 and x != "fp32":
         return 64
-    return tuning.block_registers if shared_out == "pool" and hw > 64 else None
+    if shared_out != "pool" or not 512 < hw <= 1024:
+        return None
+    takes_more = kind == "convnext" or (channels_last and x == "fp32")
+    return None if takes_more else tuning.block_registers
 
 
 def linear_registers(weight: str, relu: bool) -> int | None:

@@ -60,7 +60,7 @@ class Tuning:
     # has. Half of them for planes of 7 x 7, there and in ``tail_``.
     block_warps: int = 16
     tail_warps: int = 4
-    # Registers a thread of a block's only launch, of ``block_warps`` warps; None: ptxas decides.
+    # Registers a thread of a block's only launch, for planes of 28 x 28 or so; None: ptxas decides.
     block_registers: int | None = None
     # (warps, rows of (channels up to so many, values of the tail a thread)). With more, ptxas spills a few
     # registers on one architecture or another, though far from its limit: each value has an address and a place
@@ -150,8 +150,8 @@ def _rows(rows: object, length: int) -> bool:
 # By the capability that an architecture class begins at: GPUs of a class share the limits of a multiprocessor and
 # the instructions that Triton compiles to. The sizes are equal, because nothing was measured that would tell them
 # apart: the little that was timed was timed on an H100. A class gets its own when a GPU of it has shown them.
-# Registers are what ptxas shows: for 12.0 it spills 8 to 16 bytes of some blocks to have three programs on a
-# multiprocessor (40 registers a thread); with 48 there are two, and no spills.
+# Registers are what ptxas shows: for 12.0 it spills 8 to 16 bytes of some blocks of 28 x 28 to have three programs
+# on a multiprocessor (40 registers a thread); with 48 there are two, and no spills.
 BY_CLASS = {
     80: Tuning(),  # A100
     86: Tuning(),  # A10, RTX 3090; 8.9 with it: L4, RTX 4090
