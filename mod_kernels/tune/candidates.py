@@ -45,6 +45,7 @@ CANDIDATES = (
     Candidates("pool_blocks", ((256, 64, 16), (256, 128, 16), (256, 64, 64)), _MORE_PROGRAMS, row=1),
     Candidates("pool_warps", (4, 16), "loads in flight against programs on a multiprocessor"),
     Candidates("block_warps", (8, 4), "more programs on a multiprocessor, against a slower last program"),
+    Candidates("block_registers", (48, 64), "no spills in blocks of 28 x 28, against a program less there"),
     Candidates(
         "one_launch_weights",
         (16384, 32768, 262144),
