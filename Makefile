@@ -51,7 +51,7 @@ sanitize: $(VENV)/.built
 # is the point of the stable ABI. The last line compiles it against the oldest headers as well.
 test-floor: $(FLOOR)/.installed $(VENV)/.built
 	$(FLOOR)/bin/python -m pytest -q -n 2 tests/test_compile.py tests/test_functional.py tests/test_gradients.py \
-		tests/test_reference.py tests/test_served.py tests/test_convert.py tests/test_optimize.py \
+		tests/test_reference.py tests/test_served.py tests/test_optimize.py tests/convert \
 		tests/backends/test_cpu_*.py tests/nn \
 		tests/accelerate tests/export tests/training
 	TRITON_INTERPRET=1 $(FLOOR)/bin/python -m pytest -q -n 2 $(TRITON_TESTS) \

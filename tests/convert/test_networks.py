@@ -1,4 +1,4 @@
-"""convert: which blocks become MoD blocks, what stays, the numbers, refusals that leave the model as it was."""
+"""convert: which blocks become MoD blocks, what stays, and the numbers."""
 
 import copy
 import warnings
@@ -8,74 +8,23 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.backbone_utils import _mobilenet_extractor
-from torchvision.models.mobilenetv2 import MobileNetV2
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.segmentation import fcn_resnet50
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from mod_kernels import MoDBlock, accelerate, convert, models, reference
+from mod_kernels import MoDBlock, accelerate, convert, models
 from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels.nn import (
     MoDStage,
     NarrowBasicBlock,
-    NarrowBottleneck,
     NarrowConv,
-    NarrowConvNeXt,
-    NarrowInvertedResidual,
 )
 
+from .networks import HOSTS, Network, Plain, by_hand, convnext, mod_blocks, quietly, resnet, shapes, vgg
+
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def resnet(block=BasicBlock, layers=(2, 1, 3, 2), **kwargs):
-    return ResNet(block, list(layers), num_classes=5, **kwargs)
-
-
-def mobilenet(**kwargs):
-    setting = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 32, 1, 2]]
-    return MobileNetV2(num_classes=5, inverted_residual_setting=setting, **kwargs)
-
-
-def vgg():
-    layers = torchvision.models.vgg.make_layers([16, 16, "M", 32, 32, 32, "M", 32, "M"], batch_norm=True)
-    return nn.Sequential(OrderedDict(features=layers, pool=nn.AdaptiveAvgPool2d(1)))
-
-
-def convnext(**kwargs):
-    setting = [CNBlockConfig(16, 32, 3), CNBlockConfig(32, None, 2)]
-    return ConvNeXt(setting, num_classes=5, layer_scale=0.5, **kwargs)
-
-
-# Builder -> the MoD blocks' names, their conv block.
-HOSTS = {
-    "basic": (resnet, ["layer1.1", "layer3.1", "layer4.1"], NarrowBasicBlock),
-    "bottleneck": (
-        lambda: resnet(Bottleneck, (2, 1, 1, 3)),
-        ["layer1.1", "layer4.1"],
-        NarrowBottleneck,
-    ),
-    "inverted_residual": (mobilenet, ["features.3", "features.5"], NarrowInvertedResidual),
-    "vgg": (vgg, ["features.3", "features.8"], NarrowConv),
-    "convnext": (convnext, ["features.1.1", "features.3.1"], NarrowConvNeXt),
-}
-
-
-def quietly(*args, **kwargs):
-    """convert, where single-block stages are part of the architecture."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="convert left", category=UserWarning)
-        return convert(*args, **kwargs)
-
-
-def mod_blocks(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, MoDBlock)}
-
-
-def shapes(model):
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 @pytest.fixture(params=HOSTS)
@@ -115,19 +64,6 @@ def test_forward_and_backward(host):
     for name, block in mod_blocks(model).items():
         for key, parameter in block.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), f"{name}.{key}"
-
-
-def by_hand(stage, x):
-    """The stage, its MoD blocks in the reference's steps: where a selector's ReLU leaves zeros, logits tie."""
-    for block in stage:
-        if isinstance(block, MoDBlock):
-            fc1, fc2 = block.selector.fc1.weight, block.selector.fc2.weight
-            scores, index = reference.select_channels(x, fc1, fc2, block.k)
-            z = block.conv_block(reference.gather_channels(x, index))
-            x = reference.fuse_channels(x, z, scores, index, block.position)
-        else:
-            x = block(x)
-    return x
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
@@ -286,28 +222,6 @@ def test_a_flat_rows_inner_maps_may_be_read():
         assert relative_norm(got[name], kept[place]) < VALUES[torch.float32] * 10
 
 
-class Plain(nn.Module):
-    """A block of nobody's."""
-
-    def __init__(self, channels, out=None, stride=1):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out or channels, 3, stride, padding=1)
-
-    def forward(self, x):
-        return torch.relu(self.conv(x))
-
-
-class Network(nn.Module):
-    def __init__(self, *blocks, row=nn.Sequential):
-        super().__init__()
-        self.stage = row(*blocks) if row is nn.Sequential else row(blocks)
-
-    def forward(self, x):
-        for block in self.stage:
-            x = block(x)
-        return x
-
-
 def test_named_stages():
     model = convert(resnet(), c=8, stages=["layer3"])
     assert list(mod_blocks(model)) == ["layer3.1"] and model.layer3[1].overwrite_input
@@ -353,160 +267,3 @@ def test_what_a_narrowed_block_would_lack():
         convert(model, c=8)
     assert "its activation 1 is a SiLU, not nn.ReLU" in str(caught[0].message)
     assert "its norm 2 is a GroupNorm, of which no narrowed form is known" in str(caught[0].message)
-
-
-def unequal():
-    return Network(Plain(8), Plain(8, 16), Plain(16, 16, 2))
-
-
-def quantized():
-    model = resnet()
-    model.fc = torch.ao.nn.quantized.dynamic.Linear(512, 5)
-    return model
-
-
-def failing(k):
-    """Fails for the stage that comes third."""
-    if k > 16:
-        raise RuntimeError("no such block")
-    return NarrowBasicBlock(k)
-
-
-class Told(nn.Sequential):
-    """A Sequential that does something else with its blocks."""
-
-    def forward(self, x):
-        return self[1](self[0](x) + x)
-
-
-REFUSALS = {
-    "no module": (lambda: "resnet50", {}, TypeError, "model must be an nn.Module, got str"),
-    "scripted": (lambda: torch.jit.script(Plain(8)), {}, TypeError, "must not be scripted, the model is a"),
-    "quantized": (quantized, {}, ValueError, "must not be quantized .*, fc is a torch.ao.nn.quantized"),
-    "no stages": (lambda: nn.Sequential(nn.Linear(3, 3)), {}, ValueError, "Sequential has none of the classes"),
-    "another's": (lambda: Network(Plain(8), Plain(8)), {}, ValueError, r"rows of blocks: stage \(Plain\)"),
-    "another forward": (lambda: Told(BasicBlock(8, 8), BasicBlock(8, 8)), {}, ValueError, "has none of the cla"),
-    "single blocks": (lambda: resnet(layers=(1, 1, 1, 1)), {}, ValueError, "has none:\n  layer1: a single Basic"),
-    "c of 0": (resnet, {"c": 0}, ValueError, "c must be at least 1, got 0"),
-    "c a float": (resnet, {"c": 64.0}, TypeError, "c must be an int, got float"),
-    "c a bool": (resnet, {"c": True}, TypeError, "c must be an int, got bool"),
-    "position": (resnet, {"position": "middle"}, ValueError, "position must be one of"),
-    "stages a string": (resnet, {"stages": "layer1"}, TypeError, "stages must be names of modules or a mapping"),
-    "no such stage": (resnet, {"stages": ["layer9"]}, ValueError, "names 'layer9', which is no module of ResNet"),
-    "no row": (resnet, {"stages": ["conv1"]}, ValueError, "'conv1' is a Conv2d"),
-    "a stage twice": (resnet, {"stages": ["layer1", "layer1"]}, ValueError, "names 'layer1' twice"),
-    "nothing named": (resnet, {"stages": []}, ValueError, "must name at least one block"),
-    "named, single": (resnet, {"stages": ["layer1", "layer2"]}, ValueError, "'layer2', of which no block can be"),
-    "no such index": (resnet, {"stages": {"layer1": [2]}}, ValueError, "got 2, not one of its 2 modules"),
-    "index a string": (resnet, {"stages": {"layer1": ["1"]}}, TypeError, "must hold ints, got '1'"),
-    "a striding block": (
-        resnet,
-        {"stages": {"layer3": [0]}},
-        ValueError,
-        "it goes from 128 to 256 channels with stride 2",
-    ),
-    "unequal": (
-        unequal,
-        {"stages": ["stage"], "conv_block": NarrowConv},
-        ValueError,
-        r"8 to 16 channels, stride 1.*16 to 16 channels, stride 2",
-    ),
-    "no conv_block": (unequal, {"stages": {"stage": [0]}}, ValueError, "Plain is not a class that convert knows"),
-    "a module": (resnet, {"conv_block": NarrowConv(1)}, TypeError, "must be a function that makes a module"),
-    "makes none": (resnet, {"conv_block": lambda k: None}, TypeError, "must make a module from k, got NoneType"),
-    "made for another k": (resnet, {"conv_block": lambda k: NarrowConv(k + 1)}, ValueError, "it takes"),
-    "conv_block fails": (resnet, {"c": 8, "conv_block": failing}, RuntimeError, "no such block"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_refusals_leave_the_model_as_it_was(case):
-    build, kwargs, error, message = REFUSALS[case]
-    model = build()
-    if not isinstance(model, nn.Module):
-        with pytest.raises(error, match=message):
-            convert(model, **kwargs)
-        return
-    before = [(name, id(module), type(module)) for name, module in model.named_modules()]
-    state = {} if case == "quantized" else {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(error, match=message):
-        convert(model, **kwargs)
-    assert [(name, id(module), type(module)) for name, module in model.named_modules()] == before
-    for name, value in state.items():
-        assert torch.equal(model.state_dict()[name], value)
-
-
-def test_wrapped_for_training_in_parallel():
-    """Its reducer would not know the new parameters."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = nn.parallel.DistributedDataParallel(resnet())
-        with pytest.raises(ValueError, match=r"the model is a .*DistributedDataParallel: convert first"):
-            convert(model, c=8)
-        assert not mod_blocks(model)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_a_second_time():
-    model = convert(resnet(layers=(2, 2, 2, 2)), c=8)
-    with pytest.raises(ValueError, match="ResNet has none"):
-        convert(model, c=8)
-
-
-TIMM = {  # with single-block stages or not, MoD blocks
-    "resnet18": 4,
-    "resnet50": 7,
-    "mobilenetv2_100": 6,
-    "vgg16_bn": 5,
-    "convnext_tiny": 7,
-}
-
-
-@pytest.mark.parametrize("name", TIMM)
-def test_timm(name):
-    timm = pytest.importorskip("timm")
-    with torch.device("meta"):
-        dense = timm.create_model(name, num_classes=3)
-        model = quietly(timm.create_model(name, num_classes=3), c=16)
-    assert len(mod_blocks(model)) == TIMM[name]
-    if name != "vgg16_bn":  # whose indices move up
-        theirs, ours = shapes(dense), shapes(model)
-        replaced = tuple(f"{block}." for block in mod_blocks(model))
-        assert {k: v for k, v in theirs.items() if not k.startswith(replaced)} == {
-            k: v for k, v in ours.items() if not k.startswith(replaced)
-        }
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "convnext_atto"])
-def test_timm_numbers(name):
-    timm = pytest.importorskip("timm")
-    model = quietly(timm.create_model(name, num_classes=3), c=8)
-    x = torch.randn(2, 3, 64, 64)
-    model(x).sum().backward()
-    stages = [module for module in model.modules() if type(module) is MoDStage]
-    model.eval()
-    stage, seen = stages[0], []
-    stage.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    stage.register_forward_hook(lambda _, inputs, y: seen.append(y.clone()))
-    with torch.no_grad():
-        before = model(x)
-        assert relative_norm(seen[1], by_hand(stage, seen[0])) < len(stage) * VALUES[torch.float32]
-        assert relative_norm(accelerate(model)(x), before) < 1e-4
-
-
-def test_timm_blocks_start_as_timms():
-    timm = pytest.importorskip("timm")
-    block = convert(timm.create_model("resnet18"), c=1).layer4[1].conv_block
-    assert block.conv1.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.02)
-    assert not block.bn2.weight.any() and (block.bn1.weight == 1).all()
-    depthwise = quietly(timm.create_model("mobilenetv2_100"), c=1).blocks[5][1].conv_block.conv2
-    assert depthwise.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
-
-
-def test_timm_squeeze_and_excitation_is_refused():
-    timm = pytest.importorskip("timm")
-    with torch.device("meta"):
-        model = timm.create_model("seresnet50")
-    with pytest.raises(ValueError, match="layer1: it has se, a SEModule"):
-        convert(model)
