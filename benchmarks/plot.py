@@ -17,8 +17,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks import plot_networks
+from benchmarks.pictures import sign_and_save
 from mod_kernels._layout import NCHW
-from mod_kernels.bench.machine import short_name
 from mod_kernels.bench.providers import ENGINES, IN_PLACE
 from mod_kernels.bench.store import Results, Row, load
 from mod_kernels.bench.table import TRAIN, by_cell, geometric_mean, ratio
@@ -106,12 +106,7 @@ def _draw(results: Results, group: tuple, rows: list[Row], picture: Path) -> Non
     title = f"MoD block ({kind}), {dtype}, {layout}, {where}{speed}"
     per_line = 42 * len(batches)  # characters at this size
     figure.suptitle("\n".join(textwrap.wrap(title, per_line)), fontsize=12)
-    machine = results.machine
-    label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
-    figure.text(0.5, 0.085, label, ha="center", fontsize=8, color="#555555")
-    figure.tight_layout(rect=(0, 0.1, 1, 0.97))
-    figure.savefig(picture, dpi=130, metadata={"Date": None} if picture.suffix == ".svg" else None)
-    plt.close(figure)
+    sign_and_save(figure, results, picture, 0.085, (0, 0.1, 1, 0.97))
 
 
 def _draw_memory(results: Results, cell: str, picture: Path) -> None:
@@ -129,12 +124,7 @@ def _draw_memory(results: Results, cell: str, picture: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e5e5e5")
     axis.set_title(f"{cell}: memory over a training step", fontsize=11)
-    machine = results.machine
-    label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
-    figure.text(0.5, 0.02, label, ha="center", fontsize=8, color="#555555")
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(picture, dpi=130, metadata={"Date": None} if picture.suffix == ".svg" else None)
-    plt.close(figure)
+    sign_and_save(figure, results, picture, 0.02, (0, 0.05, 1, 1))
 
 
 def _bars(axis, cells: list[dict[str, Row]], ours: str, training: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from mod_kernels.bench.machine import short_name
+from benchmarks.pictures import sign_and_save
 from mod_kernels.bench.paper_table import DENSE, DENSE_OPTIMIZED, OPTIMIZED
 from mod_kernels.bench.providers import ENGINES, IN_PLACE, PLAIN
 from mod_kernels.bench.store import PAPER, SWEEP, SWEEP_BLOCK, Results, Row
@@ -27,12 +27,7 @@ def plot(results: Results, file: Path, picture_format: str) -> list[Path]:
             picture = file.with_name(f"{file.stem}-n{batch}-{how}.{picture_format}")
             where = f"N = {batch}, {_spelled(how)}"
             figure = draw(results, [row for row in rows if _how(row) == (batch, how)], where)
-            machine = results.machine
-            label = f"{short_name(machine)}; commit {machine['commit']}, {machine['date']}"
-            figure.text(0.5, 0.01, label, ha="center", fontsize=8, color="#555555")
-            figure.tight_layout(rect=(0, 0.04, 1, 1))
-            figure.savefig(picture, dpi=130, metadata={"Date": None} if picture.suffix == ".svg" else None)
-            plt.close(figure)
+            sign_and_save(figure, results, picture, 0.01, (0, 0.04, 1, 1))
             pictures.append(picture)
     return pictures
 

@@ -72,10 +72,7 @@ def bench(
     if kind is not None:
         kinds = (one_of("kind", kind, SHAPES),)
     one_of("layout", layout or NCHW, FORMATS)
-    counts = tuple(threads or dict.fromkeys((1, torch.get_num_threads())))
-    for name, values in (("threads", counts), ("batch", batch or ())):
-        if min(values, default=1) < 1:
-            refuse(f"{name} must be at least 1, got {min(values)}")
+    _, counts = _counts(batch, threads)
     if networks:
         from . import models
 
@@ -119,7 +116,7 @@ def table_command(
     peers: Annotated[
         bool, typer.Option("--peers", help="onnxruntime and OpenVINO on the plain network as well; cpu")
     ] = False,
-    rounds: Annotated[int, typer.Option(help="of measuring, at most; 100 take half an hour at batch 1")] = 100,
+    rounds: Annotated[int, typer.Option(help="of measuring, at most")] = 100,
     json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
 ) -> None:
     """The paper's table here: every MoD network against its dense peer. Ctrl-C keeps what was measured."""

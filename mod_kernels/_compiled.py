@@ -16,8 +16,8 @@ def compiled(network: nn.Module, example: tuple[Tensor, ...], cuda_graph: bool =
     """``network`` as a function of inputs of the example's shapes, strides, dtypes and device, without gradients.
 
     Exported (fused ops stay ops) and then compiled, not by ``torch.compile``: that looks at every call whether
-    each of some hundreds of parameters is still the one it was, a millisecond for a ResNet. Here nothing is
-    looked at, and a later change of the network does not show. With ``cuda_graph`` a call's output is overwritten
+    each of some hundreds of parameters is still the one it was. Here nothing is looked at, and a later change of
+    the network does not show. With ``cuda_graph`` a call's output is overwritten
     by the next one's.
     """
     options: dict[str, object] = {"freezing": True}
@@ -30,9 +30,9 @@ def compiled(network: nn.Module, example: tuple[Tensor, ...], cuda_graph: bool =
 
 
 @contextmanager
-def plain_stages(network: nn.Module, plainly: bool = True) -> Iterator[None]:
-    """Inside, every :class:`MoDStage` is the plain row of modules it computes (``plainly=False``: none is)."""
-    stages = [module for module in network.modules() if plainly and type(module) is MoDStage]
+def plain_stages(network: nn.Module) -> Iterator[None]:
+    """Inside, every :class:`MoDStage` is the plain row of modules that it computes."""
+    stages = [module for module in network.modules() if type(module) is MoDStage]
     try:
         for stage in stages:
             stage.__class__ = nn.Sequential

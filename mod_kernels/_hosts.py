@@ -51,7 +51,7 @@ def why_not_conv(conv: nn.Module, norm: nn.Module, activation: nn.Module, channe
 
 def narrow_conv(conv: nn.Module, norm: nn.Module, k: int) -> NarrowConv:
     narrow = NarrowConv(k, bias=conv.bias is not None, norm_layer=_norm_like(norm))
-    _kaiming(narrow)
+    kaiming(narrow)
     if narrow.conv1.bias is not None:
         nn.init.zeros_(narrow.conv1.bias)
     return narrow
@@ -101,15 +101,15 @@ def _norm_like(norm: nn.Module) -> NormLayer | None:
 # How the libraries initialise a block. Norms start as PyTorch's in all of them.
 
 
-def _kaiming(narrow: nn.Module) -> None:
-    """torchvision's and timm's ResNet, and both VGGs."""
+def kaiming(narrow: nn.Module) -> None:
+    """torchvision's and timm's ResNet, both VGGs, torchvision's MobileNetV2."""
     for conv in convolutions(narrow):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _kaiming_zero_last(narrow: nn.Module) -> None:
     """timm's ResNet, whose default ``zero_init_last`` starts each branch at zero."""
-    _kaiming(narrow)
+    kaiming(narrow)
     norm = narrow.norms()[-1]
     if norm.weight is not None:
         nn.init.zeros_(norm.weight)
@@ -122,7 +122,7 @@ def _fan_out_per_group(narrow: nn.Module) -> None:
         nn.init.normal_(conv.weight, 0, math.sqrt(2 / fan_out))
 
 
-def _truncated(narrow: nn.Module) -> None:
+def truncated_normal(narrow: nn.Module) -> None:
     """Both ConvNeXts."""
     for layer in narrow.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -235,7 +235,7 @@ def _convnext_host(read: Callable[[nn.Module], tuple[_ConvNeXtParts, str]]) -> H
     def narrow(block: nn.Module, k: int) -> NarrowConvNeXt:
         hidden, channels = read(block)[0].first.weight.shape[:2]
         made = NarrowConvNeXt(k, expand=hidden // channels)
-        _truncated(made)
+        truncated_normal(made)
         return made
 
     return Host(why_not, narrow)
@@ -243,13 +243,13 @@ def _convnext_host(read: Callable[[nn.Module], tuple[_ConvNeXtParts, str]]) -> H
 
 _HOSTS: dict[tuple[str, str], Host] = {
     ("torchvision.models.resnet", "BasicBlock"): _conv_host(
-        "basic", partial(_torchvision_resnet, convs=2), NarrowBasicBlock, _kaiming
+        "basic", partial(_torchvision_resnet, convs=2), NarrowBasicBlock, kaiming
     ),
     ("torchvision.models.resnet", "Bottleneck"): _conv_host(
-        "bottleneck", partial(_torchvision_resnet, convs=3), NarrowBottleneck, _kaiming
+        "bottleneck", partial(_torchvision_resnet, convs=3), NarrowBottleneck, kaiming
     ),
     ("torchvision.models.mobilenetv2", "InvertedResidual"): _conv_host(
-        "inverted_residual", _torchvision_inverted, NarrowInvertedResidual, _kaiming
+        "inverted_residual", _torchvision_inverted, NarrowInvertedResidual, kaiming
     ),
     ("torchvision.models.convnext", "CNBlock"): _convnext_host(_torchvision_convnext),
     ("timm.models.resnet", "BasicBlock"): _conv_host(

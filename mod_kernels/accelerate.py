@@ -47,13 +47,13 @@ def accelerate(model: nn.Module, overwrite_input: bool = False) -> nn.Module:
     Blocks that can't be fused are left alone, with one warning that names them and says why.
 
     Raises:
-        TypeError: model is not a module.
-        ValueError: there is no MoD block in it, or it is scripted. The model is then as it was.
+        TypeError: model is not a module, or is scripted.
+        ValueError: there is no MoD block in it. The model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("model must not be scripted: accelerate the model it was scripted from")
+        raise TypeError("model must not be scripted: accelerate the model it was scripted from")
     # All questions first: once the first block is changed nothing can fail.
     own = {name: module for name, module in model.named_modules() if isinstance(module, MoDBlock)}
     foreign_blocks, passed_over = _foreign_blocks(model, own)

@@ -52,7 +52,7 @@ def optimize_for_inference(
     side on the example and with the threads that torch has now, are timed: the network in NCHW and in
     channels_last; compiled whole by TorchInductor with its weights frozen, the endings before MoD blocks pooling
     for them, or left to the compiler, which can put an ending into a convolution; and on a GPU these in a CUDA
-    graph as well. Compiling a ResNet takes half a minute for each.
+    graph as well. Compiling takes some seconds for each.
 
     Args:
         model: in eval mode; it is left as it is. One without MoD blocks is optimized all the same.
@@ -174,7 +174,7 @@ def _compiled_forms(network: nn.Module, example: Arguments, say: Say) -> dict[st
             label = f"{name} in a CUDA graph" if cuda_graph else name
             start = time.perf_counter()
             try:
-                with plain_stages(network, plainly):
+                with plain_stages(network) if plainly else contextlib.nullcontext():
                     run = compiled(network, example, cuda_graph)
                     run(*example)  # what is left of compiling
             except Exception as error:  # whatever export, Inductor or a C++ compiler may raise

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import _probe
 from ._library import accumulation_dtype
 from .foreign import described
-from .nn._folding import fold_batch_norm
+from .nn._folding import fold_batch_norm, fold_layer_norm
 from .spec import CONV_KINDS, POSITIONS, MoDSpec
 
 # A selector and the longest kind's convolutions; the shortest kind has one.
@@ -78,7 +78,7 @@ class Plan:
             biases.append(folded[1])
         if self.layer_norm is not None:
             norm = block.get_submodule(self.layer_norm)
-            weights[1], biases[1] = _after_layer_norm(weights[1], biases[1], norm)
+            weights[1], biases[1] = fold_layer_norm(weights[1], biases[1], norm)
         if self.gamma is not None:
             owner, _, name = self.gamma.rpartition(".")
             gamma = getattr(block.get_submodule(owner), name).detach().flatten().to(weights[-1].dtype)
@@ -102,15 +102,6 @@ def _as_conv(layer: nn.Module) -> tuple[Tensor, Tensor]:
     weight = layer.weight.detach().to(accumulation_dtype(layer.weight.dtype))
     weight = weight[:, :, None, None] if weight.ndim == 2 else weight
     bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else layer.bias.detach().to(weight.dtype)
-    return weight, bias
-
-
-def _after_layer_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A 1x1 convolution that takes the layer norm's own weight and bias into itself."""
-    if norm.bias is not None:
-        bias = bias + weight.flatten(1) @ norm.bias.detach().to(weight.dtype)
-    if norm.weight is not None:
-        weight = weight * norm.weight.detach().to(weight.dtype)[:, None, None]
     return weight, bias
 
 

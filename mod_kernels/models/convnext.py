@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.convnext import CNBlock, CNBlockConfig, ConvNeXt
 
+from .._hosts import truncated_normal
 from ..nn import MoDStage, NarrowConvNeXt
 from . import _options
 
@@ -79,10 +80,7 @@ class _Place(nn.Identity):
 def _narrow(k: int, layer_scale: float) -> NarrowConvNeXt:
     """Initialised as torchvision's ConvNeXt does its blocks."""
     block = NarrowConvNeXt(k, layer_scale=layer_scale)
-    for module in block.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+    truncated_normal(block)
     return block
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 
+from .._hosts import kaiming
 from ..nn import MoDStage, NarrowInvertedResidual
 from . import _options
 
@@ -86,8 +87,7 @@ class _Place(nn.Identity):
 def _narrow(k: int, expand: int, norm_layer: _Norm) -> NarrowInvertedResidual:
     """Initialised as torchvision's MobileNetV2 does its blocks (norms start as PyTorch's)."""
     block = NarrowInvertedResidual(k, expand, norm_layer)
-    for conv, _ in block.layers():
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+    kaiming(block)
     return block
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
-from ..nn import MoDStage, NarrowConv
+from .._hosts import narrow_conv
+from ..nn import MoDStage
 from . import _options
 
 # name -> widths and poolings, torchvision's configurations of 16 and 19 layers
@@ -86,19 +88,12 @@ class MoDVGG(StemVGG):
                 index = 0
             elif isinstance(layer, nn.Conv2d):
                 if index % 2:
-                    next(rest), next(rest)  # its norm and its ReLU
-                    layer = _options.mod_block(layer.out_channels, c, position, _narrow)
+                    norm, _ = next(rest), next(rest)  # and its ReLU
+                    narrow = partial(narrow_conv, layer, norm)
+                    layer = _options.mod_block(layer.out_channels, c, position, narrow)
                 index += 1
             layers.append(layer)
         self.features = MoDStage(*layers)
-
-
-def _narrow(k: int) -> NarrowConv:
-    """Initialised as torchvision's VGG does its convolutions; like them with a bias."""
-    block = NarrowConv(k, bias=True)
-    nn.init.kaiming_normal_(block.conv1.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(block.conv1.bias)
-    return block
 
 
 def _builder(name: str) -> Callable[..., MoDVGG]:

@@ -50,6 +50,15 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tens
     return conv.weight.detach().to(dtype) * scale[:, None, None, None], bias
 
 
+def fold_layer_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """A 1x1 convolution after ``norm``, weight (O, I, 1, 1) and bias (O,), with the norm's own taken into it."""
+    if norm.bias is not None:
+        bias = bias + weight.flatten(1) @ norm.bias.detach().to(weight.dtype)
+    if norm.weight is not None:
+        weight = weight * norm.weight.detach().to(weight.dtype)[:, None, None]
+    return weight, bias
+
+
 def why_not_fusible(block: MoDBlock) -> str:
     """Why ``block`` can't run as one op, by what it is made of; ``""`` if it can.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._library import accumulation_dtype
 from ..spec import LAYER_NORM_EPS
-from ._folding import FoldedConvs, tensor_slots
+from ._folding import FoldedConvs, fold_layer_norm, tensor_slots
 from .conv_blocks import NarrowConvBlock
 
 
@@ -46,10 +46,10 @@ class NarrowConvNeXt(NarrowConvBlock):
     def folded(self) -> FoldedConvs:
         """The norm's weight and bias go into the first linear layer, gamma into the second."""
         dtype = accumulation_dtype(self.dwconv.weight.dtype)
-        depthwise, bias, norm_weight, norm_bias, w1, b1, w2, b2, gamma = (
+        depthwise, bias, _, _, w1, b1, w2, b2, gamma = (
             table[name].detach().to(dtype) for table, name in self.tensor_slots()
         )
-        first = (w1 * norm_weight)[:, :, None, None], b1 + w1 @ norm_bias
+        first = fold_layer_norm(w1[:, :, None, None], b1, self.norm)
         second = (w2 * gamma[:, None])[:, :, None, None], b2 * gamma
         return FoldedConvs(self.kind, (depthwise, first[0], second[0]), (bias, first[1], second[1]), False)
 
