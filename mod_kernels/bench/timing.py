@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils.benchmark import Timer
 
 # A CPU sample lasts at least this long; below, the clock and the loop around the calls show.
 MIN_SAMPLE_S = 1e-3
@@ -15,6 +16,11 @@ MIN_SAMPLE_S = 1e-3
 MAX_REPEATS = 200
 # Two warm-up times this close to each other count as steady.
 STEADY = 0.1
+# Rounds before the spread of the samples is asked for, and before a budget ends them.
+SETTLING_ROUNDS, LEAST_ROUNDS = 10, 5
+# A time is doubted where more than this share of its samples lie above the upper quartile by more than three
+# interquartile ranges, or where the last third of the rounds took so much longer or shorter than the first.
+OUTLIERS, DRIFT = 0.1, 0.1
 
 
 @dataclass
@@ -29,22 +35,51 @@ class Timed:
 
     def quartiles(self) -> tuple[float, float, float]:
         """Lower quartile, median, upper quartile in milliseconds."""
-        values = torch.tensor(self.samples, dtype=torch.float64) * 1e3
-        low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+        low, median, high = (value * 1e3 for value in _quartiles(self.samples))
         return low, median, high
+
+    def settled(self, spread: float) -> bool:
+        """Whether half of the samples lie within ``spread`` of the median, end to end."""
+        low, median, high = _quartiles(self.samples)
+        return high - low <= spread * median
+
+    def warning(self) -> str | None:
+        """Why the time is to be doubted, or None."""
+        if len(self.samples) < SETTLING_ROUNDS:
+            return None
+        low, _, high = _quartiles(self.samples)
+        above = sum(one > high + 3 * (high - low) for one in self.samples) / len(self.samples)
+        third = len(self.samples) // 3
+        first, last = (_quartiles(part)[1] for part in (self.samples[:third], self.samples[-third:]))
+        said = []
+        if above > OUTLIERS:
+            said.append(f"{above:.0%} of the samples are outliers")
+        if abs(last / first - 1) > DRIFT:
+            said.append(f"took {last / first:.2f} times as long in the last rounds as in the first")
+        return "; ".join(said) or None
+
+
+def _quartiles(samples: list[float]) -> list[float]:
+    values = torch.tensor(samples, dtype=torch.float64)
+    return values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
 
 
 class CpuClock:
-    """Wall clock around ``repeats`` calls."""
+    """``repeats`` calls by :class:`torch.utils.benchmark.Timer`, on as many threads as torch has at the first one.
+
+    It calls twice before it measures: what ``prepare`` touched is not what the first call finds.
+    """
+
+    def __init__(self) -> None:
+        self._timers: dict[int, Timer] = {}
 
     def sample(self, timed: Timed) -> float:
+        timer = self._timers.get(id(timed))
+        if timer is None:
+            threads = torch.get_num_threads()
+            timer = self._timers[id(timed)] = Timer("call()", globals={"call": timed.call}, num_threads=threads)
         timed.prepare()
-        timed.call()  # untimed: what prepare touched must not be what the first call finds
-        call, repeats = timed.call, timed.repeats
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter() - start) / repeats
+        return timer.timeit(timed.repeats).median
 
     def calibrate(self, timed: Timed) -> None:
         """Warm up to steady state, then choose the repeats that fill MIN_SAMPLE_S."""
@@ -58,7 +93,12 @@ class CpuClock:
 
 
 class GpuClock:
-    """CUDA events around one call with a cold L2, or around ``repeats`` calls with a warm one."""
+    """CUDA events around one call with a cold L2, or around ``repeats`` calls with a warm one.
+
+    Not ``triton.testing.do_bench``, which measures one provider to its end and always flushes, nor
+    ``do_bench_cudagraph``, which never does: providers could not be interleaved, nor two of the four ways be had.
+    On a GPU a test holds this clock to both of them (``tests/bench/test_gpu_clock.py``).
+    """
 
     def __init__(self, cold: bool) -> None:
         self.cold = cold
@@ -93,10 +133,12 @@ def measure(
     rounds: int,
     budget_s: float = float("inf"),
     on_round: Callable[[int], None] = lambda done: None,
+    spread: float = 0.0,
 ) -> int:
     """Fill every provider's samples: ``rounds`` rounds in a new order each; returns the rounds done.
 
-    ``budget_s`` ends it early, after at least five rounds: cells of a second a call would never end.
+    They end early once every provider has settled to ``spread`` (:meth:`Timed.settled`), or past ``budget_s``:
+    cells of a second a call would never end.
     """
     order = list(providers)
     start, shuffle = time.monotonic(), random.Random(0).shuffle
@@ -108,6 +150,8 @@ def measure(
             for timed in order:
                 timed.samples.append(clock.sample(timed))
             on_round(done)
-            if done >= 5 and time.monotonic() - start > budget_s:
+            if done >= LEAST_ROUNDS and time.monotonic() - start > budget_s:
+                return done
+            if spread and done >= SETTLING_ROUNDS and all(timed.settled(spread) for timed in providers):
                 return done
     return rounds
