@@ -122,21 +122,20 @@ def steps_on_gpu(out: Path, sanitizer: str | None, empty: str) -> list[Step]:
 
 
 def _bench(module: list[str], dtype: str, out: Path) -> list[str]:
-    path = out / f"blocks-{dtype}.json"
     batches = [word for batch in (1, 8, 32, 256) for word in ("--batch", str(batch))]
-    return [*module, "bench", "--quick", "--device", "cuda", "--dtype", dtype, *batches, "--json", str(path)]
+    options = ["--quick", "--device", "cuda", "--dtype", dtype, *batches]
+    return [*module, "bench", *options, "--json", str(out / "block.jsonl")]
 
 
 def _bench_max_autotune(module: list[str], out: Path) -> list[str]:
-    path = out / "blocks-float16-max-autotune.json"
     options = ["--quick", "--max-autotune", "--dtype", "float16", "--batch", "16"]
-    return [*module, "bench", *options, "--device", "cuda", "--json", str(path)]
+    return [*module, "bench", *options, "--device", "cuda", "--json", str(out / "block.jsonl")]
 
 
 def _bench_networks(module: list[str], out: Path) -> list[str]:
     # In float16 the plain form's selectors flip between near-equal channels: nothing to hold an output to.
     options = ["--networks", "--network", "resnet75_mod", "--batch", "1", "--batch", "32", "--dtype", "float32"]
-    return [*module, "bench", *options, "--device", "cuda", "--json", str(out / "networks-float32.json")]
+    return [*module, "bench", *options, "--device", "cuda", "--json", str(out / "network.jsonl")]
 
 
 def steps_in_rehearsal(out: Path) -> list[Step]:
@@ -148,7 +147,7 @@ def steps_in_rehearsal(out: Path) -> list[Step]:
     built = backends.engines()["cpu"]["status"] == "ok"
     why_not = "no GPU; the script it watches is run by itself, interpreted"
     verify = ["verify", "--quick", "--backend", "triton", "--dtype", "float32", "--json", str(out / "verify.json")]
-    bench = ["bench", "--quick", "--batch", "1", "--threads", "1", "--json", str(out / "blocks.json")]
+    bench = ["bench", "--quick", "--batch", "1", "--threads", "1", "--json", str(out / "block.jsonl")]
     return [
         Step(
             "build", [python, "setup.py", "build_ext", "--inplace"], skip="the library is built" if built else ""

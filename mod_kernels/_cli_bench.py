@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from ._layout import NCHW
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
+    TimeLeft,
     check_device,
     command_line,
     make_console,
@@ -21,12 +24,23 @@ from ._terminal import (
     refuse,
 )
 
+JsonPath = Annotated[
+    Path | None,
+    typer.Option("--json", help="append to this file of JSON lines, or to <machine>/<suite>.jsonl in this folder"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the interrupted run that --json has")]
+
 
 def bench(
-    networks: Annotated[bool, typer.Option("--networks", help="whole networks instead of blocks")] = False,
-    train: Annotated[bool, typer.Option("--train", help="forward and backward instead of inference; cpu")] = False,
-    network: Annotated[list[str] | None, typer.Option(help="which, with --networks; repeatable")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="the bottleneck blocks, within two minutes")] = False,
+    suite: Annotated[
+        str | None, typer.Argument(help="default block; all: one after another")
+    ] = None,
+    networks: Annotated[bool, typer.Option("--networks", help="the suite network")] = False,
+    train: Annotated[bool, typer.Option("--train", help="block-train; with --networks network-train")] = False,
+    network: Annotated[
+        list[str] | None, typer.Option(help="suites network and network-train; repeatable")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="block: the bottlenecks, within two minutes")] = False,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -41,69 +55,65 @@ def bench(
     threads: Annotated[list[int] | None, typer.Option(help="CPU threads; repeatable; default 1 and all")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="default float32 on cpu, float16 on cuda")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+    json_path: JsonPath = None,
+    resume: Resume = False,
 ) -> None:
-    """Measure plain PyTorch, torch.compile and this package side by side. Ctrl-C keeps what was measured."""
-    from .bench import blocks, network_training, table, training
-    from .bench import networks as whole
+    """Measure plain PyTorch, torch.compile and this package side by side. Ctrl-C keeps what was measured.
+
+    Suites: block, block-train, network, network-train, ops, scaling, overhead, memory, cold-start, all.
+    """
+    from .bench import suites
     from .bench.shapes import FORMATS, SHAPES
 
     check_device(device)
-    blocks_only = (("--quick", quick), ("--kind", kind), ("--layout", layout), ("--max-autotune", max_autotune))
-    for option, given in blocks_only:
-        if given and networks:
-            refuse(f"{option} is blocks only: leave out --networks or {option}")
-    if network and not networks:
-        refuse("--network goes with --networks")
-    for option, given in (
-        ("--quick", quick),
-        ("--max-autotune", max_autotune),
-        ("--device cuda", device == "cuda"),
-    ):
-        if given and train:
-            refuse(f"{option} is inference only: leave out --train or {option}")
-    # On a GPU float64 has no kernels. Whole networks on a CPU: in bfloat16 plain code selects so differently that
-    # its output is as far off as with no MoD block at all, in float16 its convolutions take ten times as long.
-    dtypes, default = (("float32", "float16"), "float16") if device == "cuda" else (tuple(DTYPES), "float32")
-    if networks and device == "cpu":
-        dtypes = ("float32",)
-    chosen = DTYPES[one_of("dtype", dtype or default, dtypes)]
-    kinds = ("bottleneck",) if quick else ("bottleneck", "basic")
-    if kind is not None:
-        kinds = (one_of("kind", kind, SHAPES),)
-    one_of("layout", layout or NCHW, FORMATS)
+    if (networks or train) and suite is not None:
+        refuse("--networks and --train name a suite themselves: leave them out, or the suite")
+    name = suite or {0: "block", 1: "network", 2: "block-train", 3: "network-train"}[networks + 2 * train]
+    one_of("suite", name, (*suites.SUITES, "all"))
     _, counts = _counts(batch, threads)
-    if networks:
+    given = {"network": network, "quick": quick, "kind": kind, "layout": layout, "batch": batch}
+    given |= {"max-autotune": max_autotune, "threads": threads, "dtype": dtype}
+    if name == "all":
+        taken = {"threads", "quick"}
+    else:
+        taken = suites.SUITES[name].options
+        if device == "cuda" and not suites.SUITES[name].on_gpu:
+            refuse(f"suite {name} is cpu only: leave out --device cuda")
+    for option, value in given.items():
+        if value and option not in taken:
+            refuse(f"--{option} does not go with suite {name}")
+    if kind is not None:
+        one_of("kind", kind, SHAPES)
+    one_of("layout", layout or NCHW, FORMATS)
+    if network:
         from . import models
 
-        for name in network or ():
-            one_of("network", name, models.list_models())
-
-    def measure(results: Any, on_cell: Any) -> None:
-        if networks and train:
-            names = tuple(network or network_training.NETWORKS)
-            batches = tuple(batch or network_training.BATCHES)
-            network_training.run(names, batches, counts, results, on_cell, chosen)
-            return
-        if networks:
-            names = tuple(network or whole.NETWORKS)
-            whole.run(names, tuple(batch or (1,)), counts, results, on_cell, device, chosen)
-            return
-        plan = blocks.Plan(
-            tuple(shape for name in kinds for shape in SHAPES[name]),
-            tuple(batch or (training if train else blocks).BATCHES),
+        for one in network:
+            one_of("network", one, models.list_models())
+    names = suites.ALL if name == "all" else (name,)
+    names = tuple(one for one in names if device == "cpu" or suites.SUITES[one].on_gpu)
+    statuses = []
+    for one in names:
+        chosen = suites.SUITES[one]
+        # On a GPU float64 has no kernels.
+        dtypes = ("float32", "float16") if device == "cuda" else chosen.cpu_dtypes
+        default = "float16" if device == "cuda" else "float32"
+        request = suites.Request(
             counts,
             device,
-            chosen,
-            layout or NCHW,
-            max_autotune=max_autotune,
+            DTYPES[one_of("dtype", dtype or default, dtypes)],
+            tuple(batch) if batch else None,
+            kind,
+            layout,
+            tuple(network) if network else None,
+            quick,
+            max_autotune,
         )
-        if train:
-            training.run(plan, results, on_cell)
-        else:
-            blocks.run(blocks.quick(plan) if quick else plan, results, on_cell)
-
-    _measured(measure, table.show, json_path)
+        measure = functools.partial(chosen.run, request)
+        statuses.append(_measured(one, measure, chosen.show, json_path, resume, skip_complete=name == "all"))
+        if statuses[-1] == INTERRUPTED:
+            break
+    _exit(max(statuses))
 
 
 def table_command(
@@ -117,7 +127,8 @@ def table_command(
         bool, typer.Option("--peers", help="onnxruntime and OpenVINO on the plain network as well; cpu")
     ] = False,
     rounds: Annotated[int, typer.Option(help="of measuring, at most")] = 100,
-    json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+    json_path: JsonPath = None,
+    resume: Resume = False,
 ) -> None:
     """The paper's table here: every MoD network against its dense peer. Ctrl-C keeps what was measured."""
     from .bench import paper, paper_table, table_paper
@@ -133,7 +144,7 @@ def table_command(
     def measure(results: Any, on_cell: Any) -> None:
         paper_table.run(names, batches, counts, results, on_cell, device, peers, rounds)
 
-    _measured(measure, table_paper.show, json_path)
+    _exit(_measured("table", measure, table_paper.show, json_path, resume))
 
 
 def sweep_command(
@@ -142,7 +153,8 @@ def sweep_command(
     batch: Annotated[list[int] | None, typer.Option(help="batch size; repeatable; default 1")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="CPU threads; repeatable; default 1 and all")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    json_path: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+    json_path: JsonPath = None,
+    resume: Resume = False,
 ) -> None:
     """What a network and its MoD blocks cost at each c, to choose k by. Ctrl-C keeps what was measured."""
     from . import models
@@ -158,7 +170,12 @@ def sweep_command(
     def measure(results: Any, on_cell: Any) -> None:
         sweep.run(network, cs, batches, counts, results, on_cell, device)
 
-    _measured(measure, table_paper.show, json_path)
+    _exit(_measured("sweep", measure, table_paper.show, json_path, resume))
+
+
+def _exit(status: int) -> None:
+    if status:
+        raise typer.Exit(status)
 
 
 def _counts(batch: list[int] | None, threads: list[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -170,28 +187,62 @@ def _counts(batch: list[int] | None, threads: list[int] | None) -> tuple[tuple[i
     return tuple(batch or (1,)), counts
 
 
-def _measured(measure: Any, show: Any, json_path: Path | None) -> None:
-    """Run ``measure(results, on_cell)``; ``show(results, console)`` and write what it left, also after Ctrl-C."""
-    from .bench import machine, store
+def _measured(
+    suite: str,
+    measure: Callable[[Any, Any], None],
+    show: Callable[[Any, Any], None],
+    json_path: Path | None,
+    resume: bool,
+    skip_complete: bool = False,
+) -> int:
+    """Run ``measure(results, on_cell)``, keeping each cell as it is done, and show what it left; the exit status.
 
-    results = store.Results(machine.describe(), command_line(json_path))
+    ``skip_complete``: with ``resume``, a suite whose last run is complete is not an error.
+    """
+    from .bench import machine, recording, store
+
+    here = machine.describe()
+    command = command_line(json_path)
+    results, path = store.Results(here, command, suite=suite), None
+    if json_path is not None:
+        path = recording.file_of(json_path, suite, here)
+    if resume:
+        if path is None:
+            refuse("--resume goes with --json, which says what to go on with")
+        if path.exists() or not skip_complete:
+            try:
+                found = recording.interrupted_run(path, suite, command, here)
+            except (ValueError, OSError) as error:
+                refuse(str(error))
+            if found is None and skip_complete:
+                return 0
+            if found is None:
+                refuse(f"the last run of {suite} in {path} is complete: nothing to resume")
+            results = found
+    try:
+        journal = store.Journal(path, results, resumed=bool(results.finished)) if path is not None else None
+    except OSError as error:
+        refuse(f"can't write {path}: {error.strerror}")
     console = make_console()
     with make_progress() as progress:
         task = progress.add_task("", total=None)
+        left = TimeLeft()
 
-        def on_cell(label: object, number: int, total: int) -> None:
-            progress.update(task, description=str(label), completed=number, total=total)
+        def on_cell(label: str, number: int, total: int) -> None:
+            if journal is not None:
+                journal.write()
+            progress.update(task, description=f"{suite}: {label}", completed=number, total=total)
             if not progress.console.is_terminal:
-                print(f"[{number + 1}/{total}] {label}", file=sys.stderr, flush=True)
+                print(f"[{number + 1}/{total}] {label}{left(number, total)}", file=sys.stderr, flush=True)
 
         try:
             measure(results, on_cell)
         except KeyboardInterrupt:
             results.interrupted = True
+        finally:
+            if journal is not None:
+                journal.close()
     show(results, console)
-    if json_path is not None:
-        store.save(results, json_path)
     if results.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if any(row.check.startswith("wrong") for row in results.rows):
-        raise typer.Exit(1)
+        return INTERRUPTED
+    return int(any(row.check.startswith("wrong") for row in results.rows))

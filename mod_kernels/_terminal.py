@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -21,8 +29,9 @@ def said(console: Console, line: str) -> None:
 
 
 def command_line(written: Path | None) -> str:
-    """This run's command, without the folder that its file is written to: results are for others to read."""
-    words = sys.argv[1:]
+    """This run's command, without the folder that its file is written to: results are for others to read; and
+    without ``--resume``: a run that goes on is the one that was begun."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
     if written is not None:
         words = [word.replace(str(written), written.name) for word in words]
     return " ".join(["mod-kernels", *words])
@@ -40,9 +49,31 @@ def make_console() -> Console:
 
 
 def make_progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+class TimeLeft:
+    """In words, where there is no terminal to draw a bar on; "" before the first cell is done."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, number: int, total: int) -> str:
+        if self._first is None:
+            self._first = time.monotonic(), number
+        begun, first = self._first
+        if number == first:
+            return ""
+        left = (time.monotonic() - begun) / (number - first) * (total - number)
+        return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
 
 
 def check_device(name: str) -> None:

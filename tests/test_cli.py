@@ -35,11 +35,11 @@ SMALL = Shape("bottleneck", 64, 7, 7)
             "kind must be one of bottleneck, basic, inverted_residual, conv, convnext, got 'inverted'",
         ),
         (["bench", "--layout", "nhwc"], "layout must be one of nchw, channels_last, got 'nhwc'"),
-        (["bench", "--layout", "nchw", "--networks"], "--layout is blocks only: leave out --networks or --layout"),
+        (["bench", "--layout", "nchw", "--networks"], "--layout does not go with suite network"),
         (["bench", "--threads", "0"], "threads must be at least 1, got 0"),
         (["bench", "--batch", "0"], "batch must be at least 1, got 0"),
-        (["bench", "--quick", "--networks"], "--quick is blocks only: leave out --networks or --quick"),
-        (["bench", "--network", "resnet75_mod"], "--network goes with --networks"),
+        (["bench", "--quick", "--networks"], "--quick does not go with suite network"),
+        (["bench", "--network", "resnet75_mod"], "--network does not go with suite block"),
         (["tune", "--dtype", "float64"], "dtype must be one of float16, bfloat16, float32, got 'float64'"),
         (["tune", "--batch", "0"], "batch must be at least 1, got 0"),
         (["tune", "--budget", "0"], "budget must be more than 0 seconds, got 0"),
@@ -225,7 +225,7 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(blocks, "run_cell", interrupted_in_the_second_cell)
     monkeypatch.setattr(blocks, "BOTTLENECK", (SMALL,))
     monkeypatch.setattr(blocks, "quick", _tiny)
-    path, threads = tmp_path / "blocks.json", torch.get_num_threads()
+    path, threads = tmp_path / "block.jsonl", torch.get_num_threads()
     result = runner.invoke(cli.app, ["bench", "--quick", "--threads", "1", "--json", str(path)])
     assert result.exit_code == cli.INTERRUPTED, result.output
     assert "interrupted" in result.stdout
@@ -240,11 +240,11 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path):
 @pytest.mark.parametrize("form", [["--json", "{}"], ["--json={}"]])
 def test_a_result_file_does_not_say_where_it_was_written(monkeypatch, tmp_path, form):
     monkeypatch.setattr(blocks, "quick", _tiny)
-    path = tmp_path / "blocks.json"
+    path = tmp_path / "block.jsonl"
     arguments = ["bench", "--quick", "--threads", "1", *(word.format(path) for word in form)]
     monkeypatch.setattr("sys.argv", ["mod-kernels", *arguments])
     assert runner.invoke(cli.app, arguments).exit_code == 0
-    said = " ".join(form).format("blocks.json")
+    said = " ".join(form).format("block.jsonl")
     assert store.load(path).command == f"mod-kernels bench --quick --threads 1 {said}"
     assert str(tmp_path) not in path.read_text()
 
@@ -277,7 +277,7 @@ def test_max_autotune_is_a_matter_of_blocks(monkeypatch):
         assert runner.invoke(cli.app, arguments).exit_code == 0
     assert [plan.max_autotune for plan in plans] == [False, True]
     refused = runner.invoke(cli.app, ["bench", "--networks", "--max-autotune"])
-    assert refused.exit_code == 2 and "--max-autotune is blocks only" in refused.output
+    assert refused.exit_code == 2 and "--max-autotune does not go with suite network" in refused.output
 
 
 def _tiny(plan):

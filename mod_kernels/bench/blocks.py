@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,14 +11,17 @@ from torch import Tensor
 from .. import backends
 from .._layout import NCHW
 from . import providers
+from .cells import OnCell, run_cells
 from .check import check, exact_logits
 from .compiled import Compiler, LeftOut, Limit
 from .providers import COMPILE, FED, IN_PLACE, MAX_AUTOTUNE, PLAIN, Provider, Unavailable
+from .rotation import Rotation, copies_of
 from .shapes import BASIC, BATCHES, BOTTLENECK, Shape, make_spec, make_x
 from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
 
-FLOOR, LIMIT = "floor", "limit"
+FLOOR = "floor"
+WARM, COLD = "warm", "cold"
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Plan:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     layout: str = NCHW
+    # Of x on a CPU; cold only where x would fit the cache, see rotation.py. On a GPU both, always.
+    caches: tuple[str, ...] = (WARM, COLD)
     rounds: int = 40
-    cell_s: float = 10.0  # rounds end early past this
+    spread: float = 0.02  # rounds end early once all providers have settled to this
+    cell_s: float = 5.0  # and past this
     compile_batches: tuple[int, ...] = BATCHES
     compile_s: float = float("inf")  # no new compilation once this much went into them
     max_autotune: bool = False  # compile in that mode as well
@@ -45,6 +50,7 @@ def quick(plan: Plan) -> Plan:
     """Four shapes within two minutes on two cores; a GPU has four times as many cells."""
     return replace(
         plan,
+        caches=(WARM,),
         rounds=15,
         cell_s=1.0,
         compile_batches=(1,) if plan.device == "cpu" else plan.batches,
@@ -65,7 +71,10 @@ class Cell:
     cache: str = "warm"
 
     def __str__(self) -> str:
-        where = f"{self.mode} {self.cache}" if self.threads is None else f"{self.threads} thread(s)"
+        if self.threads is None:
+            where = f"{self.mode} {self.cache}"
+        else:
+            where = f"{self.threads} thread(s)" + (f" {COLD}" if self.cache == COLD else "")
         return f"{self.shape.name} N={self.batch} {where}"
 
 
@@ -75,39 +84,42 @@ def cells(plan: Plan) -> list[Cell]:
     Those of one shape and batch follow each other: on a GPU they share what torch.compile made.
     """
     if plan.device == "cpu":
-        runs = [(threads, "eager", "warm") for threads in plan.threads]
+        runs = [(threads, "eager", cache) for threads in plan.threads for cache in plan.caches]
     else:
-        runs = [(None, mode, cache) for mode in ("eager", "graph") for cache in ("cold", "warm")]
-    return [Cell(shape, batch, *run) for shape in plan.shapes for batch in plan.batches for run in runs]
+        runs = [(None, mode, cache) for mode in ("eager", "graph") for cache in (COLD, WARM)]
+    planned = [Cell(shape, batch, *run) for shape in plan.shapes for batch in plan.batches for run in runs]
+    if plan.device != "cpu":
+        return planned
+    return [cell for cell in planned if cell.cache == WARM or _copies(cell.shape, cell.batch, plan) > 1]
 
 
-def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None]) -> None:
-    """Measure cell by cell into ``results``: what an interrupt leaves there is whole cells.
+def _copies(shape: Shape, batch: int, plan: Plan) -> int:
+    return copies_of(batch * shape.channels * shape.height * shape.width * plan.dtype.itemsize)
 
-    ``on_cell`` is called before each with the cell, its number and how many there are.
-    """
-    started, compiler = time.monotonic(), compiler_of(plan)
-    threads_before = torch.get_num_threads()
+
+def run(plan: Plan, results: Results, on_cell: OnCell) -> None:
+    """Measure cell by cell into ``results``: what an interrupt leaves there is whole cells."""
+    compiler = compiler_of(plan)
     planned = cells(plan)
+
+    def measured(cell: Cell) -> list[Row]:
+        return run_cell(cell, plan, bandwidth_of(cell.threads, plan.device, results), compiler)
+
     try:
-        for number, cell in enumerate(planned):
-            if time.monotonic() - started > plan.total_s:
-                left = ", ".join(map(str, planned[number:]))
-                results.notes.append(f"out of time ({plan.total_s:.0f} s), not measured: {left}")
-                break
-            on_cell(cell, number, len(planned))
-            if cell.threads is not None:
-                torch.set_num_threads(cell.threads)
-            key = "gpu" if cell.threads is None else str(cell.threads)
-            if key not in results.bandwidth_gbs:
-                results.bandwidth_gbs[key] = bandwidth_gbs(plan.device)
-            results.rows += run_cell(cell, plan, results.bandwidth_gbs[key], compiler)
+        run_cells(planned, results, on_cell, measured, plan.total_s)
     finally:
-        torch.set_num_threads(threads_before)
         for name, limit in compiler.limits.items():
             if limit.cells_refused:
                 where = f"{limit.cells_refused} of {len(planned)} cells"
                 results.notes.append(f"{_NAMES[name]} left out of {where} to save time; without --quick it is not")
+
+
+def bandwidth_of(threads: int | None, device: str, results: Results) -> float:
+    """:func:`bandwidth_gbs` with so many threads, measured once in a run."""
+    key = "gpu" if threads is None else str(threads)
+    if key not in results.bandwidth_gbs:
+        results.bandwidth_gbs[key] = bandwidth_gbs(device)
+    return results.bandwidth_gbs[key]
 
 
 _NAMES = {COMPILE: "torch.compile", MAX_AUTOTUNE: "torch.compile with max-autotune"}
@@ -128,8 +140,9 @@ def run_cell(
     spec = make_spec(cell.shape, plan.dtype, plan.device)
     x = make_x(cell.shape, cell.batch, spec, layout=plan.layout)
     logits = exact_logits(x, spec)
-    rows = CellRows(cell, plan)
-    clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == "cold")
+    rows = CellRows(cell, plan, bandwidth)
+    clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == COLD)
+    copies = _copies(cell.shape, cell.batch, plan) if plan.device == "cpu" and cell.cache == COLD else 1
     engine = providers.ENGINES[plan.device]
     with backends.use_backend(engine), providers.same_arithmetic():
         to_time = []
@@ -156,23 +169,23 @@ def run_cell(
                     rows.add(name, f"wrong: {problem}", compile_s=made.compile_s)
                 else:
                     to_time.append(made)
-        timed = [_timed(provider, x, cell.mode) for provider in to_time]
-        floor = Provider(FLOOR, providers.floor(spec), None)
-        timed.append(_timed(floor, x, cell.mode))
-        measure(timed, clock, plan.rounds, plan.cell_s)
+        to_time.append(Provider(FLOOR, providers.floor(spec), None))
+        shared = Rotation(x, copies)
+        timed = [_timed(provider, x, cell.mode, shared) for provider in to_time]
+        measure(timed, clock, plan.rounds, plan.cell_s, spread=plan.spread)
     compile_s = {provider.name: provider.compile_s for provider in to_time}
     for one in timed:
         rows.add(one.name, "none" if one.name == FLOOR else "ok", one, compile_s.get(one.name))
-    limit_ms = cell.shape.floor_bytes(cell.batch, plan.dtype) / bandwidth / 1e6
-    rows.rows.append(rows.row(LIMIT, "none", median_ms=limit_ms))
     return rows.rows
 
 
 class CellRows:
     """The rows of one cell."""
 
-    def __init__(self, cell: Cell, plan: Plan) -> None:
+    def __init__(self, cell: Cell, plan: Plan, bandwidth: float) -> None:
         self.cell, self.plan, self.rows = cell, plan, []
+        least = cell.shape.floor_bytes(cell.batch, plan.dtype, cell.mode == "train")
+        self._limit = {"bytes": least, "bandwidth_gbs": bandwidth}
 
     def row(self, provider: str, check: str, **times) -> Row:
         cell, dtype = self.cell, str(self.plan.dtype).removeprefix("torch.")
@@ -188,6 +201,7 @@ class CellRows:
             provider,
             check,
             layout=self.plan.layout,
+            **self._limit,
             **times,
         )
 
@@ -196,7 +210,7 @@ class CellRows:
         if timed is not None:
             low, median, high = timed.quartiles()
             times |= {"median_ms": median, "q1_ms": low, "q3_ms": high}
-            times |= {"samples": len(timed.samples), "repeats": timed.repeats}
+            times |= {"samples": len(timed.samples), "repeats": timed.repeats, "warning": timed.warning()}
         self.rows.append(self.row(provider, check, **times))
 
 
@@ -225,12 +239,15 @@ def _fastest_plain(checked: list[Provider], x: Tensor, clock) -> Provider:
     return min(zip(timed, plain, strict=True), key=lambda pair: pair[0].quartiles()[1])[1]
 
 
-def _timed(provider: Provider, x: Tensor, mode: str) -> Timed:
-    """A provider over x; one that writes gets a buffer of its own, filled from x again before each sample."""
-    given = x.clone() if provider.in_place else x
-    run = provider.run
-    call = providers.graphed(run, given) if mode == "graph" else lambda: run(given)
-    return Timed(provider.name, call, (lambda: given.copy_(x)) if provider.in_place else lambda: None)
+def _timed(provider: Provider, x: Tensor, mode: str, shared: Rotation | None = None) -> Timed:
+    """A provider over x; one that writes gets buffers of its own, filled from x again before each sample.
+
+    ``shared``: what all others read in turn; None for x alone.
+    """
+    shared = Rotation(x, 1) if shared is None else shared
+    given = Rotation(x.clone(), shared.copies) if provider.in_place else shared
+    call = providers.graphed(provider.run, given.first) if mode == "graph" else given.calling(provider.run)
+    return Timed(provider.name, call, (lambda: given.refill(x)) if provider.in_place else lambda: None)
 
 
 def bandwidth_gbs(device: str) -> float:

@@ -1,4 +1,4 @@
-"""How every suite goes through its cells: those of a run before are skipped, each is announced, pinned and kept."""
+"""How every suite goes through its cells: finished ones are skipped, each is announced, pinned and kept."""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ def describe() -> dict[str, Any]:
         "clock_mhz": _clock_mhz(),
         "gpu": gpu_name(),
         "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "gpu_clocks": _said("nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader"),
+        "gpu_clocks": _said(
+            "nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader"
+        ),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -77,6 +79,13 @@ def _caches() -> dict[str, str]:
     return found
 
 
+def last_level_cache_bytes() -> int:
+    """Of the first core's largest cache; 0 where the system does not say."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = [int(size[:-1]) * units[size[-1]] for size in _caches().values() if size[-1:] in units]
+    return max(sizes, default=0)
+
+
 def _commit() -> dict[str, Any]:
     """The checkout's commit, and whether tracked files differ from it; None outside a checkout.
 
@@ -99,6 +108,10 @@ def _clock_mhz() -> float | None:
             if line.startswith("cpu MHz"):
                 return float(line.partition(":")[2])
     return None
+
+
+def _gpu_says(query: str) -> str | None:
+    return _said("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
 
 
 def _said(*command: str) -> str | None:

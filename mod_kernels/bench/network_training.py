@@ -5,7 +5,7 @@ The optimiser's step is not in it: it is the same for all. On a CPU only, so far
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .._tolerances import relative_norm
 from ..backends import use_backend
+from .cells import OnCell, run_cells
 from .memory import timeline
-from .networks import MovingHeap, build, compare, median_difference_ms, share_of_plain
+from .networks import Cell, MovingHeap, build, compare, median_difference_ms, share_of_plain
 from .store import Results, Row
 from .timing import CpuClock, Timed, measure
 
@@ -25,26 +26,31 @@ BATCHES = (8,)
 GRADIENTS = 1e-2
 
 
+@dataclass(frozen=True)
+class TrainingCell(Cell):
+    mode: str = "training"
+
+    def __str__(self) -> str:
+        return f"{self.name} training N={self.batch} {self.threads} thread(s)"
+
+
 def run(
     names: tuple[str, ...],
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     results: Results,
-    on_cell: Callable[[str, int, int], None],
+    on_cell: OnCell,
     dtype: torch.dtype = torch.float32,
     size: int = 224,
     rounds: int = 30,
 ) -> None:
-    """Measure networks into ``results``, cell by cell; ``on_cell`` gets a label, the number and the count."""
-    threads_before = torch.get_num_threads()
-    planned = [(name, batch, count) for count in threads for name in names for batch in batches]
-    try:
-        for number, (name, batch, count) in enumerate(planned):
-            on_cell(f"{name} training N={batch} {count} thread(s)", number, len(planned))
-            torch.set_num_threads(count)
-            results.rows += run_cell(name, batch, count, dtype, size, rounds, results)
-    finally:
-        torch.set_num_threads(threads_before)
+    """Measure networks into ``results``, cell by cell."""
+    planned = [TrainingCell(name, batch, count) for count in threads for name in names for batch in batches]
+
+    def measured(cell: TrainingCell) -> list[Row]:
+        return run_cell(cell.name, cell.batch, cell.threads, dtype, size, rounds, results)
+
+    run_cells(planned, results, on_cell, measured)
 
 
 class Step:
@@ -89,7 +95,8 @@ def run_cell(
         line = timeline(right[provider].run)
         results.memory[f"{name} N={batch} {provider}"] = line.points
         times = {"median_ms": median, "q1_ms": low, "q3_ms": high, "samples": len(one.samples)}
-        times |= {"repeats": one.repeats, "over_identity_ms": median_difference_ms(one, timed["identity"])}
+        times |= {"repeats": one.repeats, "warning": one.warning()}
+        times |= {"over_identity_ms": median_difference_ms(one, timed["identity"])}
         rows.append(row(provider, check, share=share, peak_mib=line.peak_mib, **times))
     return rows
 

@@ -9,6 +9,7 @@ import copy
 import random
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from .._tolerances import relative_norm
 from ..accelerate import accelerate
 from ..backends import use_backend
 from ..nn import MoDBlock
+from .cells import OnCell, run_cells
 from .providers import graphed, same_arithmetic
 from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
@@ -29,33 +31,47 @@ NETWORKS = ("resnet18_mod", "resnet50_mod", "resnet75_mod")
 PLAIN_FORMS = ("plain", "plain-inplace", "plain-cat")
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A network, a batch, and how it is run."""
+
+    name: str
+    batch: int
+    threads: int | None
+    mode: str = "eager"
+
+    def __str__(self) -> str:
+        return f"{self.name} N={self.batch} " + (f"{self.threads} thread(s)" if self.threads else self.mode)
+
+
+def ways_to_run(threads: tuple[int, ...], device: str) -> list[tuple[int | None, str]]:
+    """Threads and mode: on a GPU as it is and inside a CUDA graph."""
+    return [(count, "eager") for count in threads] if device == "cpu" else [(None, "eager"), (None, "graph")]
+
+
 def run(
     names: tuple[str, ...],
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     results: Results,
-    on_cell: Callable[[str, int, int], None],
+    on_cell: OnCell,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     size: int = 224,
     rounds: int = 100,
 ) -> None:
-    """Measure networks into ``results``, cell by cell; ``on_cell`` gets a label, the number and the count.
+    """Measure networks into ``results``, cell by cell.
 
     Raises:
         ValueError: a name that :func:`mod_kernels.models.list_models` does not have.
     """
-    threads_before = torch.get_num_threads()
-    runs = [(count, "eager") for count in threads] if device == "cpu" else [(None, "eager"), (None, "graph")]
-    planned = [(name, batch, *how) for how in runs for name in names for batch in batches]
-    try:
-        for number, (name, batch, count, mode) in enumerate(planned):
-            on_cell(f"{name} N={batch} " + (f"{count} thread(s)" if count else mode), number, len(planned))
-            if count is not None:
-                torch.set_num_threads(count)
-            results.rows += run_cell(name, batch, count, mode, device, dtype, size, rounds)
-    finally:
-        torch.set_num_threads(threads_before)
+    ways = ways_to_run(threads, device)
+    planned = [Cell(name, batch, *how) for how in ways for name in names for batch in batches]
+
+    def measured(cell: Cell) -> list[Row]:
+        return run_cell(cell.name, cell.batch, cell.threads, cell.mode, device, dtype, size, rounds)
+
+    run_cells(planned, results, on_cell, measured)
 
 
 def run_cell(
@@ -107,7 +123,7 @@ def times_of(provider: str, timed: dict[str, Timed]) -> dict[str, Any]:
     one = timed[provider]
     low, median, high = one.quartiles()
     times = {"median_ms": median, "q1_ms": low, "q3_ms": high}
-    times |= {"samples": len(one.samples), "repeats": one.repeats}
+    times |= {"samples": len(one.samples), "repeats": one.repeats, "warning": one.warning()}
     times["over_identity_ms"] = median_difference_ms(one, timed["identity"])
     if provider == "fused":
         times["share"] = share_of_plain(timed)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..backends import use_backend
 from . import networks, paper
+from .cells import OnCell, run_cells
 from .providers import ENGINES, graphed, same_arithmetic
 from .store import PAPER, Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure
@@ -34,31 +35,28 @@ def run(
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     results: Results,
-    on_cell: Callable[[str, int, int], None],
+    on_cell: OnCell,
     device: str = "cpu",
     peers: bool = False,
     rounds: int = ROUNDS,
 ) -> None:
     """Measure networks of :data:`mod_kernels.bench.paper.MOD`, cell by cell, into ``results``.
 
-    ``on_cell`` gets a label, the number and the count; ``peers`` adds other runtimes (CPU only).
+    ``peers`` adds other runtimes (CPU only).
     """
-    threads_before = torch.get_num_threads()
-    runs = [(count, "eager") for count in threads] if device == "cpu" else [(None, "eager"), (None, "graph")]
-    planned = [(name, batch, *how) for how in runs for batch in batches for name in names]
+    ways = networks.ways_to_run(threads, device)
+    planned = [networks.Cell(name, batch, *how) for how in ways for batch in batches for name in names]
     dense = None
-    try:
-        for number, (name, batch, count, mode) in enumerate(planned):
-            label = f"{name} N={batch} " + (f"{count} thread(s)" if count else mode)
-            on_cell(label, number, len(planned))
-            if count is not None:
-                torch.set_num_threads(count)
-            # Networks that share a dense peer follow each other: it is optimized once for all of them.
-            if dense is None or dense.key != _dense_key(name, batch, count, mode):
-                dense = _dense(name, batch, count, mode, device)
-            results.rows += run_cell(name, dense, device, peers, rounds, results)
-    finally:
-        torch.set_num_threads(threads_before)
+
+    def measured(cell: networks.Cell) -> list[Row]:
+        nonlocal dense
+        how = (cell.name, cell.batch, cell.threads, cell.mode)
+        # Networks that share a dense peer follow each other: it is optimized once for all of them.
+        if dense is None or dense.key != _dense_key(*how):
+            dense = _dense(*how, device)
+        return run_cell(cell.name, dense, device, peers, rounds, results)
+
+    run_cells(planned, results, on_cell, measured)
 
 
 @dataclass

@@ -44,10 +44,14 @@ class Shape:
     def name(self) -> str:
         return f"{self.channels}x{self.height}x{self.width}"
 
-    def floor_bytes(self, batch: int, dtype: torch.dtype) -> int:
-        """What the block can't avoid moving: x read once, 3k/C of it, and the selector's weights."""
-        plane = batch * self.height * self.width
-        return (plane * (self.channels + 3 * self.k) + 2 * self.channels * self.hidden) * dtype.itemsize
+    def floor_bytes(self, batch: int, dtype: torch.dtype, training: bool = False) -> int:
+        """What the block can't avoid moving: x read once, 3k/C of it, and the selector's weights.
+
+        In training y is another tensor than x, dy is read and dx written: four maps, and the k channels twice.
+        """
+        plane, maps = batch * self.height * self.width, 4 if training else 1
+        passes = maps * self.channels + (6 if training else 3) * self.k
+        return (plane * passes + 2 * self.channels * self.hidden) * dtype.itemsize
 
 
 BOTTLENECK = tuple(Shape("bottleneck", c, s, s) for c, s in ((256, 56), (512, 28), (1024, 14), (2048, 7)))

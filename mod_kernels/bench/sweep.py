@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from .. import models
 from ..spec import MoDSpec
 from . import blocks, networks, paper, paper_table
+from .cells import OnCell, run_cells
 from .compiled import Compiler
 from .shapes import FORMATS, Shape
 from .store import SWEEP, SWEEP_BLOCK, Results, Row
@@ -37,60 +37,56 @@ def run(
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     results: Results,
-    on_cell: Callable[[str, int, int], None],
+    on_cell: OnCell,
     device: str = "cpu",
     rounds: int = ROUNDS,
     block_rounds: int = BLOCK_ROUNDS,
 ) -> None:
     """Measure into ``results``: at each c the network, then each kind of MoD block in it by itself.
 
-    ``on_cell`` gets a label, the number and the count.
-
     Raises:
         ValueError: a name that :func:`mod_kernels.models.list_models` does not have.
     """
     data = paper.data_of(name)
     shapes = mod_shapes(name, data)
-    runs = [(count, "eager") for count in threads] if device == "cpu" else [(None, "eager"), (None, "graph")]
-    cells = [(c, batch, *how) for how in runs for batch in batches for c in cs]
-    threads_before = torch.get_num_threads()
-    number = -1
+    planned: list[NetworkAtC | BlockAtC] = []
+    for how in networks.ways_to_run(threads, device):
+        for batch in batches:
+            for c in cs:
+                planned.append(NetworkAtC(name, batch, *how, c))
+                at_c = [ShapeAtC(shape.kind, shape.channels, shape.height, shape.width, c) for shape in shapes]
+                planned += [BlockAtC(shape, batch, *how) for shape in at_c]
 
-    def begin(label: str) -> None:
-        nonlocal number
-        number += 1
-        on_cell(label, number, len(cells) * (1 + len(shapes)))
+    def measured(cell: NetworkAtC | BlockAtC) -> list[Row]:
+        if isinstance(cell, BlockAtC):
+            return _block_rows(cell, device, block_rounds, results)
+        results.networks[f"{name} c={cell.c}"] = describe(name, cell.c, data)
+        how = (cell.threads, cell.mode, device, torch.float32, data.size, rounds)
+        rows = networks.run_cell(name, cell.batch, *how, c=cell.c, **data.options)
+        return [replace(row, kind=SWEEP, c=cell.c) for row in rows]
 
-    try:
-        for c, batch, count, mode in cells:
-            where = f"c={c} N={batch} " + (f"{count} thread(s)" if count else mode)
-            begin(f"{name} {where}")
-            if count is not None:
-                torch.set_num_threads(count)
-            results.networks[f"{name} c={c}"] = describe(name, c, data)
-            dtype = torch.float32
-            rows = networks.run_cell(
-                name, batch, count, mode, device, dtype, data.size, rounds, c=c, **data.options
-            )
-            results.rows += [replace(row, kind=SWEEP, c=c) for row in rows]
-            for shape in shapes:
-                begin(f"{shape.name} {where}")
-                at_c = ShapeAtC(shape.kind, shape.channels, shape.height, shape.width, c)
-                results.rows += _block_rows(at_c, batch, count, mode, device, block_rounds, results)
-    finally:
-        torch.set_num_threads(threads_before)
+    run_cells(planned, results, on_cell, measured)
 
 
-def _block_rows(
-    shape: ShapeAtC, batch: int, threads: int | None, mode: str, device: str, rounds: int, results: Results
-) -> list[Row]:
-    key = "gpu" if threads is None else str(threads)
-    if key not in results.bandwidth_gbs:
-        results.bandwidth_gbs[key] = blocks.bandwidth_gbs(device)
-    plan = blocks.Plan((shape,), (batch,), device=device, rounds=rounds)
-    cell = blocks.Cell(shape, batch, threads, mode)
-    rows = blocks.run_cell(cell, plan, results.bandwidth_gbs[key], Compiler({}), _make_x)
-    return [replace(row, kind=SWEEP_BLOCK, c=shape.c) for row in rows]
+@dataclass(frozen=True)
+class NetworkAtC(networks.Cell):
+    c: int = 64
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} c={self.c}"
+
+
+@dataclass(frozen=True)
+class BlockAtC(blocks.Cell):
+    def __str__(self) -> str:
+        return f"{super().__str__()} c={self.shape.c}"
+
+
+def _block_rows(cell: BlockAtC, device: str, rounds: int, results: Results) -> list[Row]:
+    plan = blocks.Plan((cell.shape,), (cell.batch,), device=device, rounds=rounds)
+    bandwidth = blocks.bandwidth_of(cell.threads, device, results)
+    rows = blocks.run_cell(cell, plan, bandwidth, Compiler({}), _make_x)
+    return [replace(row, kind=SWEEP_BLOCK, c=cell.shape.c) for row in rows]
 
 
 def _make_x(shape: Shape, batch: int, spec: MoDSpec, layout: str) -> Tensor:

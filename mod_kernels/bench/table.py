@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from .machine import short_name
+from .blocks import COLD
+from .machine import signature
 from .networks import PLAIN_FORMS as PLAIN_NETWORKS
 from .providers import COMPILED, ENGINES, FED, IN_PLACE, PLAIN
 from .store import Results, Row
@@ -53,11 +54,13 @@ def show(results: Results, console: Console) -> None:
     for row in results.rows:
         if row.check.startswith("wrong") or (row.check.startswith("left out") and row.provider not in COMPILED):
             console.print(f"{row.name} N={row.batch} {row.provider}: {row.check}", markup=False, highlight=False)
+    for row in results.rows:
+        if row.warning:
+            said = f"{row.name} N={row.batch} {row.provider}, to be doubted: {row.warning}"
+            console.print(said, markup=False, highlight=False)
     for note in results.notes:
         console.print(note, markup=False, highlight=False)
-    console.print(
-        short_name(results.machine), f"commit {results.machine['commit']}", markup=False, highlight=False
-    )
+    console.print(signature(results.machine), markup=False, highlight=False)
     if results.interrupted:
         console.print("interrupted: this is what was measured until then")
 
@@ -66,18 +69,23 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
     device, dtype, layout, threads, mode, cache = group
     ours = ENGINES[device]
     where = f"{threads} thread{'s' if threads != 1 else ''}" if device == "cpu" else f"{mode}, L2 {cache}"
+    if device == "cpu" and cache == COLD:
+        where += ", cold (inputs in turn, more than the caches hold)"
     bandwidth = results.bandwidth_gbs.get("gpu" if threads is None else str(threads))
     reads = f", reads {bandwidth:.0f} GB/s" if bandwidth else ""
     what = "MoD block in training" if mode == TRAIN else "MoD block"
     table = Table(title=f"{what}, {dtype}, {layout}, {device}, {where}{reads}; median ms", **_NARROW)
     measured = {row.provider for row in rows}
-    names = [*PLAIN, *COMPILED, ours, ours + IN_PLACE, ours + FED, "big-pass", "floor", "limit"]
+    names = [*PLAIN, *COMPILED, ours, ours + IN_PLACE, ours + FED, "big-pass", "floor"]
     names = [name for name in names if name in measured]
     for heading in ("block", "N"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in names:
         style = "bold" if name.startswith(ours) else ""
         table.add_column(name.replace("-", "\n"), justify="right", style=style)
+    limits = any(row.limit_ms for row in rows)
+    if limits:
+        table.add_column("limit", justify="right")
     last = "big pass/\nfloor" if mode == TRAIN else "floor/\nours"
     for heading in ("clone/\nours", "best\nplain/\nours", last):
         table.add_column(heading, justify="right")
@@ -93,10 +101,12 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
             ]
         )
         times = [_time(cell.get(name)) for name in names]
+        if limits:
+            times.append(MISSING if first.limit_ms is None else f"{first.limit_ms:.3g}")
         table.add_row(first.name, str(first.batch), *times, *_ratios(ratios[-1]))
     means = [geometric_mean(column) for column in zip(*ratios, strict=True)]
     table.add_section()
-    table.add_row("geometric\nmean", "", *[""] * len(names), *_ratios(means))
+    table.add_row("geometric\nmean", "", *[""] * (len(names) + limits), *_ratios(means))
     if mode == TRAIN:
         table.caption = (
             "forward and backward, gradients of x and of all weights; best plain is the fastest of the plain "
@@ -106,8 +116,7 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
     table.caption = (
         "ours is the in-place form; fed, the same given x's means, is in no ratio; best plain is the fastest of "
         "the plain forms and the compiled ones, below whose times stand the seconds that compiling took; floor: "
-        "x.mean and two linears; limit: the block's bytes at the bandwidth "
-        "above (in cache a kernel can beat it)"
+        "x.mean and two linears; limit: the block's bytes at the bandwidth above (in cache a kernel can beat it)"
     )
     return table
 

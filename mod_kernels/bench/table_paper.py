@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from .machine import short_name
+from .machine import signature
 from .networks import PLAIN_FORMS
 from .paper_table import DENSE, DENSE_OPTIMIZED, OPTIMIZED
 from .store import PAPER, SWEEP, SWEEP_BLOCK, Results, Row
@@ -25,8 +25,7 @@ def show(results: Results, console: Console) -> None:
         console.print(_sweep_blocks(rows[SWEEP_BLOCK]))
     for (provider, check), where in _unmeasured(results.rows).items():
         console.print(f"{provider}: {check} ({', '.join(where)})", markup=False, highlight=False)
-    said = (short_name(results.machine), f"commit {results.machine['commit']}")
-    console.print(*said, markup=False, highlight=False)
+    console.print(signature(results.machine), markup=False, highlight=False)
     if results.interrupted:
         console.print("interrupted: this is what was measured until then")
 

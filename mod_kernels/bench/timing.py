@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.benchmark import Timer
 
 # A CPU sample lasts at least this long; below, the clock and the loop around the calls show.
 MIN_SAMPLE_S = 1e-3
@@ -71,13 +70,17 @@ class CpuClock:
     """
 
     def __init__(self) -> None:
+        # Takes 50 ms to import, and says so where there is a compiler and no GPU: not for everyone to wait for.
+        from torch.utils.benchmark import Timer
+
+        self._new_timer = Timer
         self._timers: dict[int, Timer] = {}
 
     def sample(self, timed: Timed) -> float:
         timer = self._timers.get(id(timed))
         if timer is None:
-            threads = torch.get_num_threads()
-            timer = self._timers[id(timed)] = Timer("call()", globals={"call": timed.call}, num_threads=threads)
+            how = {"globals": {"call": timed.call}, "num_threads": torch.get_num_threads()}
+            timer = self._timers[id(timed)] = self._new_timer("call()", **how)
         timed.prepare()
         return timer.timeit(timed.repeats).median
 

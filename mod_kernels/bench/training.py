@@ -6,7 +6,6 @@ Every provider gets x as the output of an op before it, as in a network: a leaf 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +18,8 @@ from .._library import accumulation_dtype
 from .._tolerances import VALUES, relative_norm
 from ..backends import Call
 from ..nn import FUSED_CONV_BLOCKS, MoDBlock, NarrowConvNeXt
-from .blocks import FLOOR, Cell, CellRows, Plan, bandwidth_gbs, cells
+from .blocks import FLOOR, WARM, Cell, CellRows, Plan, bandwidth_of, cells
+from .cells import OnCell, run_cells
 from .networks import PlainBlock
 from .providers import ENGINES, PLAIN
 from .shapes import FORMATS, Shape
@@ -85,34 +85,24 @@ def make_block(shape: Shape, dtype: torch.dtype) -> MoDBlock:
     return block.train()
 
 
-def run(plan: Plan, results: Results, on_cell: Callable[[Cell, int, int], None]) -> None:
-    """Measure cell by cell into ``results``; only on a CPU so far.
+def run(plan: Plan, results: Results, on_cell: OnCell) -> None:
+    """Measure cell by cell into ``results``; only on a CPU so far, and only warm."""
+    planned = [replace(cell, mode="train") for cell in cells(replace(plan, caches=(WARM,)))]
 
-    ``on_cell`` is called before each with the cell, its number and how many there are.
-    """
-    started, threads_before = time.monotonic(), torch.get_num_threads()
-    planned = [replace(cell, mode="train") for cell in cells(plan)]
-    try:
-        for number, cell in enumerate(planned):
-            if time.monotonic() - started > plan.total_s:
-                results.notes.append(f"out of time ({plan.total_s:.0f} s): {len(planned) - number} cells left out")
-                break
-            on_cell(cell, number, len(planned))
-            torch.set_num_threads(cell.threads)
-            results.bandwidth_gbs.setdefault(str(cell.threads), bandwidth_gbs(plan.device))
-            results.rows += run_cell(cell, plan)
-    finally:
-        torch.set_num_threads(threads_before)
+    def measured(cell: Cell) -> list[Row]:
+        return run_cell(cell, plan, bandwidth_of(cell.threads, plan.device, results))
+
+    run_cells(planned, results, on_cell, measured, plan.total_s)
 
 
-def run_cell(cell: Cell, plan: Plan) -> list[Row]:
+def run_cell(cell: Cell, plan: Plan, bandwidth: float) -> list[Row]:
     """Check and time every provider of one cell."""
     shape, engine = cell.shape, ENGINES[plan.device]
     block = make_block(shape, plan.dtype)
     x, dy = (_random(shape, cell.batch, plan, seed) for seed in (1, 2))
     modules = {name: PlainBlock(block, name.removeprefix("plain-")) for name in PLAIN} | {engine: block}
     expected = Step(PlainBlock(copy.deepcopy(block).double(), "clone"), x.double(), dy.double()).run()
-    rows, timed = CellRows(cell, plan), []
+    rows, timed = CellRows(cell, plan, bandwidth), []
     with backends.use_backend(engine):
         for name, module in modules.items():
             step = Step(module, x, dy)
@@ -127,7 +117,7 @@ def run_cell(cell: Cell, plan: Plan) -> list[Row]:
             else:
                 timed.append(Timed(name, step.run, step.refill))
         timed += [Timed(FLOOR, lambda: dy + 1.0), Timed(BIG_PASS, _big_pass(shape, dy))]
-        measure(timed, CpuClock(), plan.rounds, plan.cell_s)
+        measure(timed, CpuClock(), plan.rounds, plan.cell_s, spread=plan.spread)
     for one in timed:
         rows.add(one.name, "none" if one.name in (FLOOR, BIG_PASS) else "ok", one)
     return rows.rows

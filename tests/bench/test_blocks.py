@@ -150,7 +150,7 @@ def test_a_wrong_provider_gets_no_time_and_the_others_do(monkeypatch):
     assert 0 < rows["plain-clone"].q1_ms <= rows["plain-clone"].median_ms <= rows["plain-clone"].q3_ms
     assert rows["compile"].check == "left out: time"
     assert rows["floor"].median_ms > 0
-    assert rows["limit"].median_ms == pytest.approx(SHAPE.floor_bytes(2, torch.float32) / 10 / 1e6)
+    assert rows["floor"].limit_ms == pytest.approx(SHAPE.floor_bytes(2, torch.float32) / 10 / 1e6)
 
 
 def _run_cell():
@@ -164,9 +164,9 @@ def test_every_provider_is_right_in_every_dtype_and_layout(monkeypatch, shape, d
     """And is timed on x in that layout, the floor too."""
     given, timed = set(), blocks._timed
 
-    def noted(provider, x, mode):
+    def noted(provider, x, *others):
         given.add((provider.name, layout_of(x), x.dtype))
-        return timed(provider, x, mode)
+        return timed(provider, x, *others)
 
     monkeypatch.setattr(blocks, "_timed", noted)
     plan = dataclasses.replace(PLAN, dtype=dtype, layout=layout)
@@ -242,7 +242,7 @@ def compiling(monkeypatch, fail=()):
     return compiled
 
 
-AUTOTUNE = dataclasses.replace(PLAN, compile_batches=(2,), max_autotune=True)
+AUTOTUNE = dataclasses.replace(PLAN, compile_batches=(2,), max_autotune=True, caches=("warm",))
 
 
 def compiled_rows(results):
@@ -312,7 +312,7 @@ def test_torch_compile_of_a_plain_form_is_right(block):
 
 def test_threads_are_restored_and_time_limits_are_said():
     before = torch.get_num_threads()
-    plan = dataclasses.replace(PLAN, threads=(1, 2), total_s=0.0)
+    plan = dataclasses.replace(PLAN, threads=(1, 2), total_s=0.0, caches=("warm",))
     results = store.Results({}, "")
     blocks.run(plan, results, lambda *_: None)
     assert torch.get_num_threads() == before

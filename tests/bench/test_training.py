@@ -1,6 +1,5 @@
 """The training benchmark: who gets a time, what a step computes, and the memory it holds."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -29,7 +28,7 @@ def by_provider(rows):
 @pytest.mark.parametrize("kind", CONV_KINDS)
 def test_a_cell(kind, layout, one_thread):
     shape = replace(SHAPE, kind=kind)
-    rows = by_provider(training.run_cell(replace(CELL, shape=shape), replace(PLAN, layout=layout)))
+    rows = by_provider(training.run_cell(replace(CELL, shape=shape), replace(PLAN, layout=layout), 10.0))
     for name in ("plain-clone", "plain-cat", "cpu", "big-pass", "floor"):
         assert rows[name].median_ms > 0, rows[name].check
     # Autograd itself refuses it: a fact about the plain form that the table shows.
@@ -46,7 +45,7 @@ def test_a_wrong_gradient_gets_no_time(monkeypatch, one_thread):
         return op(dy, dpooled, dgathered / 2, *rest)
 
     monkeypatch.setattr(CPU, "ops", CPU.ops | {"input_gradient": half})
-    rows = by_provider(training.run_cell(CELL, PLAN))
+    rows = by_provider(training.run_cell(CELL, PLAN, 10.0))
     assert rows["cpu"].check.startswith("wrong: gradient 0 off by") and rows["cpu"].median_ms is None
     assert rows["plain-cat"].check == "ok"
 
@@ -103,8 +102,8 @@ def test_a_network_in_training(monkeypatch, one_thread):
 @pytest.mark.parametrize(
     "options,said",
     [
-        (["--train", "--quick"], "--quick is inference only: leave out --train or --quick"),
-        (["--train", "--max-autotune"], "--max-autotune is inference only: leave out --train or --max-autotune"),
+        (["--train", "--quick"], "--quick does not go with suite block-train"),
+        (["--train", "--max-autotune"], "--max-autotune does not go with suite block-train"),
     ],
 )
 def test_what_does_not_go_with_training(options, said):
@@ -122,9 +121,9 @@ def test_the_command_measures_blocks_in_training(monkeypatch, tmp_path):
         results.rows += [row, replace(row, provider="plain-cat", median_ms=2.5)]
 
     monkeypatch.setattr(training, "run", run)
-    path = tmp_path / "train.json"
+    path = tmp_path / "train.jsonl"
     result = CliRunner().invoke(cli.app, ["bench", "--train", "--threads", "1", "--json", str(path)])
     assert result.exit_code == 0, result.output
     assert plans[0].batches == training.BATCHES
     assert "MoD block in training" in result.stdout and "2.50" in result.stdout
-    assert [row["mode"] for row in json.loads(path.read_text())["rows"]] == ["train", "train"]
+    assert [row.mode for row in store.load(path).rows] == ["train", "train"]
