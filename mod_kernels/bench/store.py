@@ -1,4 +1,4 @@
-"""Result files: JSON lines, a run's machine first and then what it measured; ``benchmarks/SCHEMA.md`` has the fields.
+"""Result files: JSON lines, a run's machine and then what it measured; ``benchmarks/SCHEMA.md`` has the fields.
 
 A file is only ever appended to, as cells are done: an interrupt loses the cell it falls in, and what was measured
 before stays, of this run and of all runs before it.
@@ -86,7 +86,7 @@ class Results:
     # The paper's table and the sweep, by network: parameters, multiply-adds, what the paper printed, and more that
     # is said of it beside its times.
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    interrupted: bool = False
+    interrupted: bool = False  # read from a file: also where the run's end is not in it
     suite: str = "block"
     finished: list[str] = field(default_factory=list)  # the cells that are done, by their labels
     # When, in UTC: what tells a run from the others of its file.
@@ -173,7 +173,7 @@ def read(path: Path) -> Contents:
     contents = Contents()
     runs: dict[str, Results] = {}
     foreign: dict[str, int] = {}
-    lost = 0
+    lost, unreadable = 0, []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
@@ -181,7 +181,7 @@ def read(path: Path) -> Contents:
             data = json.loads(line)
             schema = data["schema"]
         except (ValueError, TypeError, KeyError):
-            contents.problems.append(f"{path} line {number} is cut off or no record: left out")
+            unreadable.append(number)
             continue
         if schema != SCHEMA:
             foreign[repr(schema)] = foreign.get(repr(schema), 0) + 1
@@ -192,9 +192,15 @@ def read(path: Path) -> Contents:
             said = f"{type(error).__name__}: {error}"
             contents.problems.append(f"{path} line {number} is no record of schema {SCHEMA} ({said}): left out")
     contents.runs = list(runs.values())
+    if len(unreadable) == 1:
+        contents.problems.append(f"{path} line {unreadable[0]} is cut off or no record: left out")
+    elif unreadable:
+        said = f"{path}: {len(unreadable)} lines are cut off or no records, the first is line {unreadable[0]}"
+        contents.problems.append(f"{said}: left out")
     for schema, count in foreign.items():
         contents.problems.append(
-            f"{path}: {count} lines of schema {schema} left out, this version reads {SCHEMA} (benchmarks/SCHEMA.md)"
+            f"{path}: {count} lines of schema {schema} left out, "
+            f"this version reads {SCHEMA} (benchmarks/SCHEMA.md)"
         )
     if lost:
         contents.problems.append(f"{path}: {lost} lines belong to no run in it: left out")
@@ -248,7 +254,12 @@ def _take(data: dict[str, Any], runs: dict[str, Results]) -> bool:
     """Add one line to its run; False where there is none."""
     record, started = data["record"], data["run"]
     if record == "run":
-        runs[started] = Results(data["machine"], data["command"], suite=data["suite"], started=started)
+        if not isinstance(data["machine"], dict):
+            raise TypeError(f"machine must be an object, got {data['machine']!r}")
+        # Until its end is read: a process that was killed wrote none.
+        runs[started] = Results(
+            data["machine"], data["command"], suite=data["suite"], started=started, interrupted=True
+        )
         return True
     run = runs.get(started)
     if run is None:
@@ -271,6 +282,8 @@ def _take(data: dict[str, Any], runs: dict[str, Results]) -> bool:
         run.finished.append(data["key"])
     elif record == "end":
         run.interrupted = data["interrupted"]
-    elif record != "resumed":
+    elif record == "resumed":
+        run.interrupted = True
+    else:
         raise ValueError(f"record {record!r}")
     return True

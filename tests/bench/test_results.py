@@ -37,32 +37,6 @@ def shown(results, width=200):
     return console.export_text()
 
 
-def test_results_survive_a_file(results, tmp_path):
-    path = tmp_path / "new" / "blocks.json"
-    store.save(results, path)
-    assert store.load(path) == results
-
-
-def test_a_file_from_before_layouts_is_of_nchw(results, tmp_path):
-    path = tmp_path / "blocks.json"
-    store.save(results, path)
-    data = json.loads(path.read_text())
-    for row in data["rows"]:
-        assert row.pop("layout") == "nchw"
-    path.write_text(json.dumps(data))
-    assert store.load(path) == results
-
-
-def test_a_file_from_before_compile_times_has_none(results, tmp_path):
-    path = tmp_path / "blocks.json"
-    store.save(results, path)
-    data = json.loads(path.read_text())
-    for row in data["rows"]:
-        assert row.pop("compile_s") is None
-    path.write_text(json.dumps(data))
-    assert store.load(path) == results
-
-
 @pytest.mark.parametrize(
     "path",
     sorted((BENCHMARKS / "results").glob("*/block*.json")),
@@ -99,14 +73,6 @@ def test_layouts_are_tables_of_their_own(results):
     cells = [cell.strip() for cell in line.strip("│ ").split("│")]
     # Fed is shown, and in no ratio.
     assert cells == ["256x56x56", "1", "9", "3", "2", "3.00", "3.00", "-"]
-
-
-def test_another_schema_is_refused(results, tmp_path):
-    path = tmp_path / "blocks.json"
-    store.save(results, path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
-    with pytest.raises(ValueError, match="must have schema 1, got 99"):
-        store.load(path)
 
 
 def test_the_table_shows_ratios_wrong_and_missing(results):
