@@ -1,4 +1,4 @@
-"""``mod-kernels verify | bench | table | sweep | resources | tune | info``."""
+"""``mod-kernels verify | bench | table | sweep | compare | resources | tune | info``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import _cli_bench, _info, _verify_table
+from . import _cli_bench, _cli_compare, _info, _verify_table
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
@@ -69,6 +69,7 @@ def verify_command(
 app.command()(_cli_bench.bench)
 app.command(name="table")(_cli_bench.table_command)
 app.command(name="sweep")(_cli_bench.sweep_command)
+app.command(name="compare")(_cli_compare.compare_command)
 
 
 @app.command()
