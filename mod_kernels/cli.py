@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import _cli_bench, _cli_compare, _info, _verify_table
+from . import _cli_bench, _cli_compare, _cli_report, _info, _verify_table
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
@@ -70,6 +70,7 @@ app.command()(_cli_bench.bench)
 app.command(name="table")(_cli_bench.table_command)
 app.command(name="sweep")(_cli_bench.sweep_command)
 app.command(name="compare")(_cli_compare.compare_command)
+app.command()(_cli_report.report)
 
 
 @app.command()
