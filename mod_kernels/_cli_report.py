@@ -18,12 +18,12 @@ def report(
     picture_format: Annotated[str, typer.Option("--format", help="of those pictures: png or svg")] = "png",
 ) -> None:
     """A page of tables and pictures from result files alone; it needs no network. What can't be read is said."""
-    from .report import make
+    from .report import NoResults, make
 
     one_of("format", picture_format, ("png", "svg"))
     try:
         problems = make(paths, out, pictures, picture_format)
-    except ValueError as error:
+    except NoResults as error:
         refuse(str(error))
     except OSError as error:
         refuse(f"{out} can't be written: {error.strerror}")

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from .collect import Collected, collect
 
-__all__ = ["make"]
+__all__ = ["NoResults", "make"]
+
+
+class NoResults(Exception):
+    """Nothing could be read; the message says why."""
 
 
 def make(paths: Sequence[Path], out: Path, pictures: Path | None = None, picture_format: str = "png") -> list[str]:
@@ -17,14 +21,14 @@ def make(paths: Sequence[Path], out: Path, pictures: Path | None = None, picture
     matplotlib there are tables alone.
 
     Raises:
-        ValueError: no run could be read; nothing is written.
+        NoResults: no run could be read; nothing is written.
         OSError: ``out`` can't be written.
     """
     from . import page, picture
 
     collected = collect(paths)
     if not any(machine.groups or machine.memory for machine in collected.machines):
-        raise ValueError("; ".join([*collected.problems, "no results to report"]))
+        raise NoResults("; ".join([*collected.problems, "no results to report"]))
     missing = picture.missing()
     if missing:
         collected.problems.append(missing)

@@ -10,7 +10,7 @@ from ..bench.table import TRAIN, by_cell, geometric_mean
 from ..spec import CONV_KINDS
 from .collect import Group
 from .pairs import our_row, pairs
-from .picture import OTHER, OURS, PLAIN, PLAIN_TOO, THIRD, Picture, grid, plain_numbers
+from .picture import OTHER, OURS, PLAIN, PLAIN_TOO, THIRD, WIDTH, Picture, grid, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,10 +64,9 @@ def picture(group: Group) -> Picture | None:
     panels = data(group.rows)
     mean = geometric_mean(pair.ratio for pair in pairs(group.rows))
     speed = f"; ours {mean:.2f}x the fastest plain form (geometric mean)" if mean else ""
-    kind = f"{row.kind}, forward and backward" if row.mode == TRAIN else row.kind
-    title = f"MoD block ({kind}), {group.where}{speed}"
+    title = f"MoD block ({row.kind}), {group.where}{speed}"
     most = max(len(shapes) for shapes, _ in panels.values())
-    size = (min(12.0, max(6.4, 1.5 * most)), 0.7 + 2.2 * len(panels))
+    size = (min(12.0, max(WIDTH, 1.5 * most)), 0.7 + 2.2 * len(panels))
     alt = f"{title}. Bars of the median time for N = {', '.join(map(str, panels))}."
     title = "\n".join(textwrap.wrap(title, 80))
     return Picture("bars", title, alt, group.run.machine, size, lambda figure: draw(figure, panels))

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..bench.machine import folder_name, short_name
 from ..bench.store import Results, Row, machine_key, read
+from ..bench.table import TRAIN
 
 # In this order on the page; suites that are not named here follow.
 ORDER = (
@@ -48,7 +49,7 @@ class Group:
         """``"float32, nchw, 1 thread"``; on a GPU the mode and the state of its L2."""
         row = self.first
         how = spelled_threads(row.threads) if row.threads else f"{row.device}, {row.mode}, L2 {row.cache}"
-        return f"{row.dtype}, {row.layout}, {how}"
+        return f"{row.dtype}, {row.layout}, {how}" + (", forward and backward" if row.mode == TRAIN else "")
 
 
 @dataclass

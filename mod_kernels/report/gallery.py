@@ -7,9 +7,15 @@ from dataclasses import replace
 from .._layout import NCHW
 from ..bench.store import PAPER, SWEEP, SWEEP_BLOCK
 from ..bench.table import TRAIN
+from ..spec import CONV_KINDS
 from . import bars, heatmap, memory, paper, scaling, sweep, timeline
 from .collect import Group, Machine, group_key
 from .picture import Picture
+
+
+def has_bars(group: Group) -> bool:
+    """Whether its picture is the times of blocks, which there are most of."""
+    return group.first.kind in CONV_KINDS and group.suite not in ("scaling", "memory")
 
 
 def of_group(machine: Machine, group: Group, stem: str | None = None) -> list[Picture]:

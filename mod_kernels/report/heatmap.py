@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ..bench.store import Row
 from ..bench.table import geometric_mean
 from .collect import Group
-from .pairs import Pair, ms, pairs
-from .picture import INK, OURS, PLAIN, Picture
+from .pairs import Pair, pairs, three
+from .picture import INK, OURS, PLAIN, WIDTH, Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +47,7 @@ def shade(ratio: float) -> tuple[str, float]:
 
 
 def said(pair: Pair) -> str:
-    return (
-        f"{pair.plain.provider} {ms(pair.plain.median_ms)} ms, {pair.ours.provider} {ms(pair.ours.median_ms)} ms"
-    )
+    return f"{pair.plain.provider} {three(pair.plain.median_ms)} ms, {pair.ours.provider} {three(pair.ours.median_ms)} ms"
 
 
 def picture(group: Group) -> Picture | None:
@@ -59,7 +57,7 @@ def picture(group: Group) -> Picture | None:
     what = f"Fastest plain form's time over ours: {group.first.kind}, {group.where}"
     size = (2.0 + 0.8 * len(heat.columns), 0.7 + 0.32 * len(heat.rows))
     alt = f"{what}. Geometric mean {heat.mean:.2f}."
-    return Picture("heat", what, alt, group.run.machine, (max(size[0], 5.0), size[1]), lambda f: draw(f, heat))
+    return Picture("heat", what, alt, group.run.machine, (max(size[0], WIDTH), size[1]), lambda f: draw(f, heat))
 
 
 def draw(figure: Figure, heat: Heat) -> None:

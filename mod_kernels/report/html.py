@@ -9,8 +9,8 @@ from html import escape
 CSS = """
 :root { color-scheme: light dark; --ground: #ffffff; --raised: #f4f5f7; --ink: #1b1f24; --soft: #565d66;
   --line: #d5d9de; --link: #0b5cad; --alarm: #fdf1e3; --alarm-line: #c8641b; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14171b; --raised: #1d2127; --ink: #e7eaee; --soft: #a5adb8;
-  --line: #363c45; --link: #7fb9f0; --alarm: #33241a; --alarm-line: #e08a45; } }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171b; --raised: #1d2127; --ink: #e7eaee;
+  --soft: #a5adb8; --line: #363c45; --link: #7fb9f0; --alarm: #33241a; --alarm-line: #e08a45; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--ground); color: var(--ink);
@@ -22,17 +22,16 @@ h3 { font-size: 1.1rem; margin: 2rem 0 .25rem; }
 h4 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 p { margin: .25rem 0; }
 a { color: var(--link); }
-.soft, figcaption, caption { color: var(--soft); font-size: .85rem; }
+.soft, figcaption { color: var(--soft); font-size: .85rem; }
 .problems { background: var(--alarm); border-left: 4px solid var(--alarm-line); padding: .5rem .75rem;
   margin: 1rem 0; }
 .problems ul { margin: .25rem 0; padding-left: 1.1rem; }
 nav ul { padding-left: 1.1rem; margin: .25rem 0; }
-nav a { white-space: nowrap; }
+nav p a { margin-right: .6rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 .scroll:focus-visible { outline: 2px solid var(--link); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; margin: .5rem 0;
   overflow-wrap: normal; }
-caption { text-align: left; padding-bottom: .25rem; }
 th, td { padding: .25rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
@@ -66,7 +65,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str) 
         cells = "".join(cell if cell.startswith("<td") else f"<td>{text(cell)}</td>" for cell in rest)
         body.append(f"<tr>{tag('th', first, scope='row')}{cells}</tr>")
     return (
-        f'<div class="scroll" tabindex="0"><table>{tag("caption", caption)}'
+        # No <caption>: it would be no wider than a narrow table.
+        f'{tag("p", caption, class_="soft")}<div class="scroll" tabindex="0">'
+        f'<table aria-label="{escape(caption)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..bench.store import Results, Row
 from ..bench.table import by_cell
 from .collect import Group, Machine
-from .picture import OURS, PLAIN, Picture, grid
+from .picture import OURS, PLAIN, WIDTH, Picture, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,12 +31,10 @@ def picture(group: Group) -> Picture | None:
     cells, providers, found = peaks(group.rows)
     if not cells:
         return None
-    title = (
-        f"MiB held at the peak beyond what was held before, {group.first.kind}, {group.first.mode}, {group.where}"
-    )
+    title = f"MiB held at the peak beyond what was held before, {group.first.kind}, {group.where}"
     least = min(found, key=found.get)
     alt = f"{title}: least {found[least]:.3g} MiB, {least[1]} in {least[0]}."
-    size = (6.4, 1.0 + 0.16 * len(cells) * (len(providers) + 1))
+    size = (WIDTH, 1.0 + 0.16 * len(cells) * (len(providers) + 1))
     return Picture("peaks", title, alt, group.run.machine, size, lambda f: draw_peaks(f, cells, providers, found))
 
 
@@ -58,6 +56,7 @@ def draw_peaks(
             axis.text(mib, y, f" {mib:.3g}", va="center", fontsize=6)
     axis.set_yticks(range(len(cells)), cells)
     axis.invert_yaxis()
+    axis.margins(x=0.12)
     axis.set_xlabel("MiB")
     grid(axis, "x")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -73,7 +72,7 @@ def steps(machine: Machine, suite: str) -> list[Picture]:
             said = ", ".join(f"{_WAYS[way][2]} {_peak(points[way]):.0f} MiB" for way in points)
             name = f"{cell.replace(' N=', '-n')}-memory"
             draw = lambda figure, points=points: draw_step(figure, points)  # noqa: E731
-            found.append(Picture(name, title, f"{title}. Peaks: {said}.", run.machine, (6.4, 3.6), draw))
+            found.append(Picture(name, title, f"{title}. Peaks: {said}.", run.machine, (WIDTH, 3.6), draw))
     return found
 
 

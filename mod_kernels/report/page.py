@@ -10,13 +10,13 @@ from ..bench.table import MISSING, by_cell
 from . import gallery, heatmap, paper, roofline, scaling
 from .collect import Collected, Group, Machine
 from .html import bullets, details, document, drawn, table, tag
-from .pairs import ms
+from .pairs import three
 from .picture import Picture
 
 # Given a picture, its <svg>; None draws nothing.
 Inline = Callable[[Picture], str] | None
 TITLE = "mod_kernels: what was measured"
-_RUN_ONCE = "above 1 ours is faster (blue), below 1 the plain form (orange)"
+_SHADES = "above 1 ours is faster (blue), below 1 the plain form (orange)"
 
 
 def page(collected: Collected, inline: Inline) -> str:
@@ -26,9 +26,9 @@ def page(collected: Collected, inline: Inline) -> str:
         tag("h1", TITLE),
         tag(
             "p",
-            f"From {collected.files} result files: {rows} rows of {len(runs)} runs. Of each device, dtype, layout, "
-            "number of threads, mode and kind the newest run is shown. Times are medians; times of different "
-            "machines do not compare.",
+            f"From {collected.files} result files: {rows} rows of {len(runs)} runs. Of each device, dtype, "
+            "layout, number of threads, mode and kind the newest run is shown. Times are medians; times of "
+            "different machines do not compare.",
         ),
     ]
     if collected.problems:
@@ -43,7 +43,7 @@ def _contents(machines: list[Machine]) -> str:
     items = []
     for number, machine in enumerate(machines):
         links = " ".join(tag("a", suite, href=f"#{_anchor(number, suite)}") for suite in machine.suites)
-        items.append(f"<li>{tag('a', machine.name, href=f'#m{number}')}<br>{links}</li>")
+        items.append(f"<li>{tag('a', machine.name, href=f'#m{number}')}<p>{links}</p></li>")
     return f"<nav><ul>{''.join(items)}</ul></nav>"
 
 
@@ -62,12 +62,12 @@ def _machine(number: int, machine: Machine, inline: Inline) -> str:
         with_bars: set[str] = set()
         for group in groups:
             # Bars of a kind once, run as its first group is: the tables have all, and so has a folder of pictures.
-            plain = group.first.kind not in with_bars
+            again = gallery.has_bars(group) and group.first.kind in with_bars
             with_bars.add(group.first.kind)
             parts.append(tag("h4", f"{group.first.kind}: {group.where}"))
             if len(runs) > 1:
                 parts.append(_signed(group.run))
-            parts += _group(machine, group, inline if plain else None)
+            parts += _group(machine, group, None if again else inline)
         parts += _figures(gallery.of_memory(machine, suite), inline, signed=True)
     return f"<section>{''.join(parts)}</section>"
 
@@ -83,14 +83,17 @@ def _signed(run: Results) -> str:
 def _group(machine: Machine, group: Group, inline: Inline) -> list[str]:
     parts = []
     heat = heatmap.data(group.rows)
+    ratios = _heat_table(heat) if heat.cells else ""
+    rest = _all_of_it(group) + _doubts(group)
     if group.first.kind == PAPER:
         parts.append(_paper_table(group))
-    elif heat.cells:
-        parts.append(_heat_table(heat))
-    if group.suite == "scaling":
+    elif group.suite == "scaling":  # of its many shapes each has one batch size but the first
         parts.append(bullets(f"{curve.axis}: {curve.verdict}" for curve in scaling.data(group.rows)))
+        rest = ratios + rest
+    else:
+        parts += [ratios] * bool(ratios)
     parts += _figures(gallery.of_group(machine, group), inline)
-    parts.append(details("All that was measured", _all_of_it(group) + _doubts(group), is_open=not parts))
+    parts.append(details("All that was measured", rest, is_open=not parts))
     return parts
 
 
@@ -106,7 +109,7 @@ def _heat_table(heat: heatmap.Heat) -> str:
     for name in heat.rows:
         cells = [heat.cells.get((name, batch)) for batch in heat.columns]
         rows.append([name, *(MISSING if pair is None else _shaded(pair) for pair in cells)])
-    caption = f"Fastest plain form's time over ours, geometric mean {heat.mean:.2f}; {_RUN_ONCE}"
+    caption = f"Fastest plain form's time over ours, geometric mean {heat.mean:.2f}; {_SHADES}"
     return table(["", *(f"N = {batch}" for batch in heat.columns)], rows, caption)
 
 
@@ -118,18 +121,20 @@ def _shaded(pair: heatmap.Pair) -> str:
 
 
 def _paper_table(group: Group) -> str:
-    rows = []
+    tables = []
     for batch, _, where in dict.fromkeys(map(paper.how, group.rows)):
+        rows = []
         for line in paper.data([row for row in group.rows if row.batch == batch], group.run.networks):
             printed = MISSING if line.printed is None else f"{line.printed:.2f}"
-            ours = [_interval(one) for one in (line.plain, line.fused, line.optimized, line.identity)]
-            rows.append([line.network, where, printed, *ours])
-    headings = ["network", "run", "the paper's", "plain", "fused", "optimized", "MoD blocks left out"]
-    caption = (
-        "Speed-up over the dense network run alike, with its 95% interval (optimized: over the dense network optimized); "
-        "the paper's is of its own machine"
-    )
-    return table(headings, rows, caption)
+            ours = [_interval(one) for one in (line.fused, line.optimized, line.plain, line.identity)]
+            rows.append([line.network, printed, *ours])
+        caption = (
+            f"{where}: speed-up over the dense network run alike, with its 95% interval (optimized: over the "
+            "dense network optimized); the paper's is of its own machine"
+        )
+        headings = ["network", "paper's", "fused", "optimized", "plain", "MoD blocks left out"]
+        tables.append(table(headings, rows, caption))
+    return "".join(tables)
 
 
 def _interval(speedup: paper.Speedup | None) -> str:
@@ -164,7 +169,7 @@ def _all_of_it(group: Group) -> str:
 def _value(row: Row | None) -> str:
     if row is None:
         return MISSING
-    said = [ms(row.median_ms)] if row.median_ms is not None else []
+    said = [three(row.median_ms)] if row.median_ms is not None else []
     said += [f"{row.peak_mib:.3g} MiB"] if row.peak_mib is not None else []
     doubt = "WRONG" if row.check.startswith("wrong") else " ?" if row.warning else ""
     return " / ".join(said) + doubt or MISSING

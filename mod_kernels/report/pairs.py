@@ -64,9 +64,9 @@ def size_of(name: str) -> tuple[int, int, int] | None:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def ms(time: float) -> str:
+def three(value: float) -> str:
     """Three figures, and never an exponent."""
-    return f"{time:.0f}" if time >= 100 else f"{time:.3g}" if time >= 0.001 else f"{time:.5f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else f"{value:.5f}"
 
 
 def _named_by_op(row: Row) -> Row:

@@ -12,7 +12,7 @@ from ..bench.store import Row
 from ..bench.table import by_cell
 from ..bench.table_paper import best_plain
 from .collect import Group, spelled_threads
-from .picture import INK, OTHER, OURS, PLAIN, THIRD, Picture, grid
+from .picture import INK, OTHER, OURS, PLAIN, THIRD, WIDTH, Picture, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def pictures(group: Group) -> list[Picture]:
         if lines:
             title = f"Speed-up over the dense network, {where}"
             alt = f"{title}: " + "; ".join(map(_spoken, lines))
-            size = (6.4, 1.1 + 0.36 * len(lines))
+            size = (WIDTH, 1.1 + 0.36 * len(lines))
             draw = lambda figure, lines=lines: draw_speedups(figure, lines)  # noqa: E731
             found.append(Picture(f"n{batch}-{name}-speedups", title, alt, machine, size, draw))
         points = [accuracy(rows, networks, optimized) for optimized in (False, True)]
@@ -69,7 +69,7 @@ def pictures(group: Group) -> list[Picture]:
             title = f"Accuracy against time, {where}"
             draw = lambda figure, points=points: draw_accuracy(figure, points)  # noqa: E731
             alt = f"{title}: the paper's ImageNet top-1 of each network over its median time here."
-            found.append(Picture(f"n{batch}-{name}", title, alt, machine, (6.4, 6.6), draw))
+            found.append(Picture(f"n{batch}-{name}", title, alt, machine, (WIDTH, 6.6), draw))
     return found
 
 
@@ -148,6 +148,8 @@ def _families(axis: Axes, points: list[tuple[float, float, str]], label: str, co
         axis.plot(xs, ys, f"{marker}-", color=colour, markersize=4, label=label)
         label = None
         for x, y, name in zip(xs, ys, names, strict=True):
+            if colour == PLAIN:  # near ours, whose names stand there
+                continue
             short = name.removesuffix("_mod").replace("_mod_", "-").removeprefix("resnet")
             axis.annotate(short, (x, y), (3, -9), textcoords="offset points", fontsize=7, color=colour)
 

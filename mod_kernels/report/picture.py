@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is drawn in this colour takes the page's own colour of text, which dark mode changes; in a file it is as good
-# as black.
+# What is drawn in this colour takes the page's own colour of text, which dark mode changes; in a file it passes
+# for black.
 INK = "#010203"
 # Told apart with any colour vision (after Okabe and Ito), and by at least 3:1 from white as from a dark page.
 PLAIN, PLAIN_TOO, OURS, OTHER, THIRD = "#c8641b", "#d99a00", "#2f86c9", "#8a8a8a", "#1f9e77"
+# Inches: on a phone, where a page makes a picture as narrow as it can, its letters are still to be read.
+WIDTH = 5.4
 _STYLE = {
     "svg.fonttype": "none",
-    "font.size": 9,
+    "font.size": 10,
     "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
     "legend.frameon": False,
     "legend.fontsize": 8,
     "axes.spines.top": False,
@@ -89,7 +94,7 @@ def inline(picture: Picture) -> str:
     own = re.sub(r"[^A-Za-z0-9]+", "-", picture.name)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", text)
     width = picture.size[0] * 72  # points
-    sizes = f'style="min-width:{width * 0.78:.0f}px;max-width:{width * 1.6:.0f}px"'
+    sizes = f'style="min-width:{width * 0.85:.0f}px;max-width:{width * 1.6:.0f}px"'
     return re.sub(
         r'<svg .*?viewBox="([^"]*)".*?>', rf'<svg viewBox="\1" {sizes} aria-hidden="true">', text, count=1
     )

@@ -13,8 +13,8 @@ from ..bench.store import Row
 from ..bench.table import TRAIN, by_cell
 from ..spec import CONV_KINDS
 from .collect import Machine, spelled_threads
-from .pairs import fastest_plain, our_row
-from .picture import INK, OURS, PLAIN, Picture, grid, plain_numbers
+from .pairs import fastest_plain, our_row, three
+from .picture import INK, OURS, PLAIN, WIDTH, Picture, grid, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ def pictures(machine: Machine) -> list[Picture]:
                 f"Roofline, {device}, {how}",
                 alt,
                 newest.machine,
-                (6.2, 4.0),
+                (WIDTH, 4.0),
                 lambda f, line=line: draw(f, line),
             )
         )
@@ -92,7 +92,7 @@ def draw(figure: Figure, line: Roofline) -> None:
     sizes = [size for size, _ in (*line.plain, *line.ours)]
     ends = (min(sizes) / 1.5, max(sizes) * 1.5)
     if line.bandwidth_gbs:
-        label = f"bandwidth measured, {line.bandwidth_gbs:.3g} GB/s"
+        label = f"memory bandwidth, {three(line.bandwidth_gbs)} GB/s"
         axis.plot(ends, (line.bandwidth_gbs,) * 2, "-", color=INK, linewidth=1, label=label)
     if line.call_ms:
         label = f"one call, {line.call_ms * 1e3:.3g} µs"

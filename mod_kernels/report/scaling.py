@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ..bench.shapes import CHANNELS_PER_PROCESSED
 from ..bench.store import Row
 from .collect import Group
 from .pairs import pairs, size_of
-from .picture import INK, OURS, PLAIN, Picture, grid, plain_numbers
+from .picture import INK, OURS, PLAIN, WIDTH, Picture, grid, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ class Curve:
         """Where ours takes as long as plain, between points on a line through their logarithms."""
         logs = [(math.log(x), math.log(ours / plain)) for x, plain, ours in self.points]
         found = []
-        for (x0, y0), (x1, y1) in zip(logs, logs[1:], strict=False):
+        for (x0, y0), (x1, y1) in itertools.pairwise(logs):
             if y0 < 0 <= y1 or y1 < 0 <= y0:
                 found.append(math.exp(x0 + (x1 - x0) * y0 / (y0 - y1)))
         return tuple(found)
@@ -41,7 +42,9 @@ class Curve:
     @property
     def verdict(self) -> str:
         if self.break_even:
-            return "break-even at " + ", ".join(f"{self.axis} = {x:.3g}" for x in self.break_even)
+            return "break-even at " + ", ".join(
+                f"{self.axis} = {x:.0f}" if x >= 100 else f"{self.axis} = {x:.3g}" for x in self.break_even
+            )
         faster = self.points[0][2] < self.points[0][1]
         return f"{'ours' if faster else 'plain'} faster all along"
 
@@ -74,7 +77,7 @@ def pictures(group: Group) -> list[Picture]:
         return []
     title = f"Time over N, H*W, C and k around C = {BASE_C}, 14x14, N = {BASE_N}, k = {BASE_K}: {group.where}"
     alt = title + ". " + "; ".join(f"{curve.axis}: {curve.verdict}" for curve in curves)
-    size = (6.4, 0.6 + 2.6 * -(-len(curves) // 2))
+    size = (WIDTH, 0.6 + 2.6 * -(-len(curves) // 2))
     return [Picture("curves", title, alt, group.run.machine, size, lambda figure: draw(figure, curves))]
 
 

@@ -11,7 +11,7 @@ from ..bench.table_paper import best_plain
 from .collect import Group
 from .pairs import our_row
 from .paper import how
-from .picture import OTHER, OURS, PLAIN, THIRD, Picture, grid
+from .picture import OTHER, OURS, PLAIN, THIRD, WIDTH, Picture, grid, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def pictures(group: Group, blocks: list[Group]) -> list[Picture]:
             title = f"What k costs, {where}"
             alt = f"{title}: times of {', '.join(whole)} and of their MoD blocks over c."
             draw_it = lambda figure, parts=(whole, each, top1): draw(figure, *parts)  # noqa: E731
-            size = (6.4, 6.6 if each else 3.6)
+            size = (WIDTH, 6.6 if each else 3.6)
             found.append(Picture(f"n{batch}-{name}", title, alt, group.run.machine, size, draw_it))
     return found
 
@@ -80,6 +80,8 @@ def draw(
         _curves(axes[1], block, ways, looks, style)
     if blocks:
         axes[1].set_yscale("log")
+        plain_numbers(axes[1].yaxis)
+        axes[1].legend(fontsize=7, ncols=2)
         axes[1].set_title("MoD blocks by themselves")
     cs = sorted({c for ways in networks.values() for points in ways.values() for c, _ in points})
     for axis in axes:
@@ -88,7 +90,7 @@ def draw(
         axis.set_xlabel("c (k = C // c)")
         axis.set_ylabel("time, ms")
         grid(axis)
-        axis.legend(fontsize=7, ncols=2)
+    axes[0].legend(loc="lower right")
 
 
 def _curves(axis: Axes, name: str, ways: dict[str, Points], looks: dict, style) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..bench.store import Row
 from .collect import Group
-from .pairs import ms
-from .picture import INK, Picture, grid
+from .pairs import three
+from .picture import INK, WIDTH, Picture, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,8 +55,8 @@ def pictures(group: Group) -> list[Picture]:
     if not sides:
         return []
     title = f"Where a forward's time in MoD blocks goes, {group.where}"
-    alt = title + ": " + "; ".join(f"{s.network} N={s.batch} {s.way} {ms(s.total_ms)} ms" for s in sides)
-    size = (6.4, 1.3 + 0.42 * len(sides))
+    alt = title + ": " + "; ".join(f"{s.network} N={s.batch} {s.way} {three(s.total_ms)} ms" for s in sides)
+    size = (WIDTH, 1.3 + 0.42 * len(sides))
     return [Picture("parts", title, alt, group.run.machine, size, lambda figure: draw(figure, sides))]
 
 
@@ -73,13 +73,13 @@ def draw(figure: Figure, sides: list[Side]) -> None:
             colour, hatch = looks[name]
             axis.barh(y, time, 0.72, left, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.4)
             left += time
-        rest = "" if side.rest_ms is None else f" (+ {ms(side.rest_ms)} elsewhere)"
-        axis.text(left + longest * 0.01, y, f"{ms(left)} ms{rest}", va="center", fontsize=8)
+        rest = "" if side.rest_ms is None else f" (+ {three(side.rest_ms)} in other blocks)"
+        axis.text(left + longest * 0.01, y, f"{three(left)} ms{rest}", va="center", fontsize=8)
     axis.set_yticks(
         range(len(sides)), [f"{side.network}\nN={side.batch} {side.way}" for side in sides], fontsize=8
     )
     axis.invert_yaxis()
-    axis.set_xlim(0, longest * 1.32)  # room for what stands behind the bars
+    axis.set_xlim(0, longest * 1.5)  # room for what stands behind the bars
     axis.set_xlabel("ms in one forward")
     grid(axis, "x")
     handles = [
