@@ -85,8 +85,8 @@ def test_every_way_is_measured_or_says_why_not(measured):
 
 def test_it_survives_a_file_and_is_shown(measured, tmp_path):
     results, _ = measured
-    store.save(results, tmp_path / "table.json")
-    again = store.load(tmp_path / "table.json")
+    store.save(results, tmp_path / "table.jsonl")
+    again = store.load(tmp_path / "table.jsonl")
     assert again.networks == results.networks and len(again.rows) == len(results.rows)
     text = shown(again)
     line = next(line for line in text.splitlines() if "resnet18_mod" in line and "│" in line)
@@ -94,7 +94,8 @@ def test_it_survives_a_file_and_is_shown(measured, tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plot
 
-    assert [picture.name for picture in plot.plot(tmp_path / "table.json")] == ["table-n1-threads1.png"]
+    pictures = [picture.name for picture in plot.plot(tmp_path / "table.jsonl")]
+    assert pictures == ["table-n1-threads1-speedups.png", "table-n1-threads1.png"]
 
 
 def test_a_missing_block_is_wrong():
@@ -161,7 +162,7 @@ def test_the_verb_passes_its_options_on(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(paper_table, "run", interrupted)
-    path = tmp_path / "new" / "table.json"
+    path = tmp_path / "new" / "table.jsonl"
     options = ["--networks", "resnet50_mod", "--batch", "8", "--threads", "2", "--peers", "--rounds", "7"]
     options += ["--json", str(path)]
     result = runner.invoke(cli.app, ["table", *options])

@@ -26,8 +26,9 @@ def row(provider, median, check="ok", name="256x56x56", batch=1, **fields):
 @pytest.fixture
 def results():
     rows = [row("plain-clone", 4.0), row("plain-cat", None, "wrong: off"), row("plain-inplace", 2.0)]
-    rows += [row("cpu", 1.5), row("cpu-inplace", 1.0), row("floor", 0.5, "none"), row("limit", 0.1, "none")]
+    rows += [row("cpu", 1.5), row("cpu-inplace", 1.0), row("floor", 0.5, "none")]
     rows += [row("compile", None, "left out: time")]
+    rows = [dataclasses.replace(one, bytes=1_200_000, bandwidth_gbs=12.0) for one in rows]  # 0.1 ms
     return Results(machine.describe(), "mod-kernels bench", rows, {"1": 12.0}, ["a note"])
 
 
@@ -39,17 +40,15 @@ def shown(results, width=200):
 
 @pytest.mark.parametrize(
     "path",
-    sorted((BENCHMARKS / "results").glob("*/block*.json")),
+    sorted((BENCHMARKS / "results").glob("*/block*.jsonl")),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_the_committed_files_are_read_and_shown(path):
-    committed = store.load(path)
-    said = [set(one) for one in json.loads(path.read_text())["rows"]]
-    assert all(
-        one.compile_s is None for one, keys in zip(committed.rows, said, strict=True) if "compile_s" not in keys
-    )
-    text = shown(committed, width=140)
-    assert committed.rows and all(one.name in text for one in committed.rows)
+    contents = store.read(path)
+    assert contents.runs and not contents.problems
+    for run in contents.runs:
+        text = shown(run, width=140)
+        assert run.rows and all(one.name in text for one in run.rows)
 
 
 def test_the_table_shows_what_compiling_took(results):
@@ -67,12 +66,14 @@ def test_layouts_are_tables_of_their_own(results):
     last += [row("cpu-inplace", 3.0, layout="channels_last"), row("cpu-inplace-fed", 2.0, layout="channels_last")]
     results.rows += last
     assert len(table.by_cell(results.rows)) == 2
+    results.rows[0] = dataclasses.replace(results.rows[0], warning="took 1.3 times as long")
     text = shown(results)
+    assert "256x56x56 N=1 plain-clone, to be doubted: took 1.3 times as long" in text
     assert "float32, nchw, cpu" in text and "float32, channels_last, cpu" in text
     line = [line for line in text.splitlines() if "256x56x56" in line and "│" in line][1]
     cells = [cell.strip() for cell in line.strip("│ ").split("│")]
     # Fed is shown, and in no ratio.
-    assert cells == ["256x56x56", "1", "9", "3", "2", "3.00", "3.00", "-"]
+    assert cells == ["256x56x56", "1", "9", "3", "2", "0.1", "3.00", "3.00", "-"]
 
 
 def test_the_table_shows_ratios_wrong_and_missing(results):
@@ -88,11 +89,12 @@ def test_the_table_shows_ratios_wrong_and_missing(results):
 def test_a_full_table_fits_the_narrowest_console_it_is_given(results):
     """140 columns (_terminal.make_console)."""
     names = ["plain-clone", "plain-cat", "plain-inplace", "compile", "cpu", "cpu-inplace", "cpu-inplace-fed"]
-    results.rows = [row(name, 0.01234, name="1024x14x14", batch=256) for name in [*names, "floor", "limit"]]
+    where = {"name": "1024x14x14", "batch": 256, "bytes": 123_400, "bandwidth_gbs": 10.0}
+    results.rows = [row(name, 0.01234, **where) for name in [*names, "floor"]]
     text = shown(results, width=140)
     assert text.count("0.0123") == 9
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
-    tuned = row("compile-max-autotune", 0.01234, name="1024x14x14", batch=256, compile_s=103.4)
+    tuned = row("compile-max-autotune", 0.01234, **where, compile_s=103.4)
     results.rows = [
         dataclasses.replace(one, compile_s=12.34) if one.provider == "compile" else one for one in results.rows
     ]
@@ -168,14 +170,14 @@ def test_a_sample_is_long_enough_and_prepared_outside_the_clock():
     assert timed.repeats == MAX_REPEATS  # far below a microsecond a call
     calls.clear()
     clock.sample(timed)
-    assert calls == ["prepare"] + ["call"] * (MAX_REPEATS + 1)
+    assert calls == ["prepare"] + ["call"] * (MAX_REPEATS + 2)
 
 
 def test_plots_are_made_from_the_file_alone(results, tmp_path):
     pytest.importorskip("matplotlib")
     plot = _script("plot")
     results.rows.append(row("cpu-inplace", 3.0, layout="channels_last"))
-    path = tmp_path / "blocks.json"
+    path = tmp_path / "blocks.jsonl"
     store.save(results, path)
     pictures = plot.plot(path)
     assert [picture.name for picture in pictures] == [
@@ -228,9 +230,10 @@ def test_no_step_starts_once_the_time_is_used_up():
 def test_the_gpu_run_leaves_at_most_eight_files(tmp_path):
     gpu = _script("gpu")
     steps = gpu.steps_on_gpu(tmp_path, "compute-sanitizer", "empty")
-    written = [argument for step in steps for argument in step.command if argument.endswith(".json")]
-    assert len(set(written)) == len(written)
-    assert len(written) + 1 <= 8
+    written = [argument for step in steps for argument in step.command if argument.endswith((".json", ".jsonl"))]
+    names = [Path(one).name for one in written]
+    # Runs of one suite are appended to its file.
+    assert sorted(names) == ["block.jsonl"] * 3 + ["network.jsonl", "verify.json"]
     names = [step.name for step in steps]
     assert names[:3] == ["build", "compile", "tests"] and "verify" in names
     bench = {step.name: step for step in steps if step.name.startswith("bench")}

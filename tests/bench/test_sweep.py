@@ -46,13 +46,13 @@ def test_networks_and_blocks_are_measured_at_each_c(monkeypatch, tmp_path):
     blocks = {(row.name, row.c) for row in results.rows if row.kind == SWEEP_BLOCK}
     assert found == {2, 64} and len(blocks) == 8
     assert not [row for row in results.rows if row.check.startswith("wrong")]
-    store.save(results, tmp_path / "sweep.json")
-    text = shown(store.load(tmp_path / "sweep.json"))
+    store.save(results, tmp_path / "sweep.jsonl")
+    text = shown(store.load(tmp_path / "sweep.jsonl"))
     assert text.count("resnet18_mod") == 2 and text.count("64x32x32") == 2
     pytest.importorskip("matplotlib")
     from benchmarks import plot
 
-    assert [picture.name for picture in plot.plot(tmp_path / "sweep.json")] == ["sweep-n1-threads1.png"]
+    assert [picture.name for picture in plot.plot(tmp_path / "sweep.jsonl")] == ["sweep-n1-threads1.png"]
 
 
 @pytest.mark.parametrize(
