@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
 from ..bench.store import Row
@@ -14,7 +13,7 @@ from .picture import OTHER, OURS, PLAIN, PLAIN_TOO, THIRD, WIDTH, Picture, grid,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 LABELS = {
     "plain-clone": "plain PyTorch, clone + add",
@@ -68,11 +67,10 @@ def picture(group: Group) -> Picture | None:
     most = max(len(shapes) for shapes, _ in panels.values())
     size = (min(12.0, max(WIDTH, 1.5 * most)), 0.7 + 2.2 * len(panels))
     alt = f"{title}. Bars of the median time for N = {', '.join(map(str, panels))}."
-    title = "\n".join(textwrap.wrap(title, 80))
     return Picture("bars", title, alt, group.run.machine, size, lambda figure: draw(figure, panels))
 
 
-def draw(figure: Figure, panels: dict[int, Panel]) -> None:
+def draw(figure: FigureBase, panels: dict[int, Panel]) -> None:
     axes = figure.subplots(len(panels), 1, squeeze=False).flatten()
     for axis, (batch, panel) in zip(axes, panels.items(), strict=True):
         _bars(axis, *panel)

@@ -28,7 +28,17 @@ ORDER = (
     "cold-start",
 )
 # What a machine's name, its folder and a signature are made of.
-_OF_A_MACHINE = ("cpu", "cores", "isa", "caches", "gpu", "torch", "triton", "commit", "date")
+_OF_A_MACHINE = {
+    "cpu": str,
+    "cores": int | None,
+    "isa": str,
+    "caches": dict,
+    "gpu": str | None,
+    "torch": str,
+    "triton": str | None,
+    "commit": str | None,
+    "date": str,
+}
 _WORDS = ("name", "kind", "device", "dtype", "layout", "mode", "cache", "provider", "check")
 
 
@@ -93,7 +103,9 @@ def collect(paths: Sequence[Path]) -> Collected:
         runs += [run for run in contents.runs if _signed(run, path, found.problems)]
     machines: dict[tuple, Machine] = {}
     folders: dict[str, int] = {}
-    for run in sorted(runs, key=lambda run: run.started, reverse=True):  # the newest first: it is there to stay
+    for run in sorted(
+        runs, key=lambda run: str(run.started), reverse=True
+    ):  # the newest first: it is there to stay
         key = machine_key(run.machine)
         if key not in machines:
             folder = folder_name(run.machine)
@@ -133,7 +145,7 @@ def _files(paths: Iterable[Path], problems: list[str]) -> list[Path]:
 
 
 def _signed(run: Results, path: Path, problems: list[str]) -> bool:
-    lacking = [name for name in _OF_A_MACHINE if name not in run.machine]
+    lacking = [name for name, kind in _OF_A_MACHINE.items() if not isinstance(run.machine.get(name, ...), kind)]
     if lacking:
         problems.append(f"{path}: the run of {run.started} says nothing of {', '.join(lacking)}: left out")
     return not lacking
@@ -165,6 +177,7 @@ def _sound(row: Row) -> bool:
         and all(value is None or _whole(value) for value in (row.threads, row.c, row.k))
         and all(value is None or _number(value) for value in times)
         and (row.median_ms is None or row.median_ms > 0)
+        and all(value is None or len(value) == 3 for value in (row.share, row.speedup))
     )
 
 

@@ -14,7 +14,7 @@ from .pairs import Pair, pairs, three
 from .picture import INK, OURS, PLAIN, WIDTH, Picture
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 # A cell is coloured in full from this ratio on, and from its inverse.
 FULL = 8.0
@@ -47,7 +47,7 @@ def shade(ratio: float) -> tuple[str, float]:
 
 
 def said(pair: Pair) -> str:
-    return f"{pair.plain.provider} {three(pair.plain.median_ms)} ms, {pair.ours.provider} {three(pair.ours.median_ms)} ms"
+    return ", ".join(f"{row.provider} {three(row.median_ms)} ms" for row in (pair.plain, pair.ours))
 
 
 def picture(group: Group) -> Picture | None:
@@ -60,7 +60,7 @@ def picture(group: Group) -> Picture | None:
     return Picture("heat", what, alt, group.run.machine, (max(size[0], WIDTH), size[1]), lambda f: draw(f, heat))
 
 
-def draw(figure: Figure, heat: Heat) -> None:
+def draw(figure: FigureBase, heat: Heat) -> None:
     from matplotlib.patches import Rectangle
 
     axis = figure.subplots()

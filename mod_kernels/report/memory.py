@@ -11,7 +11,7 @@ from .collect import Group, Machine
 from .picture import OURS, PLAIN, WIDTH, Picture, grid
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 _WAYS = {"plain": (PLAIN, "--", "plain PyTorch"), "fused": (OURS, "-", "mod_kernels")}
 
@@ -39,7 +39,7 @@ def picture(group: Group) -> Picture | None:
 
 
 def draw_peaks(
-    figure: Figure, cells: list[str], providers: list[str], found: dict[tuple[str, str], float]
+    figure: FigureBase, cells: list[str], providers: list[str], found: dict[tuple[str, str], float]
 ) -> None:
     axis = figure.subplots()
     width = 0.84 / len(providers)
@@ -82,7 +82,7 @@ def step(run: Results, cell: str) -> dict[str, list[tuple[float, float]]]:
     return {way: each for way, each in points.items() if each}
 
 
-def draw_step(figure: Figure, points: dict[str, list[tuple[float, float]]]) -> None:
+def draw_step(figure: FigureBase, points: dict[str, list[tuple[float, float]]]) -> None:
     axis = figure.subplots()
     for way, each in points.items():
         colour, style, label = _WAYS[way]

@@ -16,7 +16,7 @@ from .picture import INK, OTHER, OURS, PLAIN, THIRD, WIDTH, Picture, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 Speedup = tuple[float, float, float]  # and the ends of its 95% confidence interval
 
@@ -98,7 +98,7 @@ def accuracy(
     return found
 
 
-def draw_speedups(figure: Figure, lines: list[Line]) -> None:
+def draw_speedups(figure: FigureBase, lines: list[Line]) -> None:
     axis = figure.subplots()
     ways = (
         ("plain", "MoD, plain PyTorch", PLAIN, "^", -0.2),
@@ -124,7 +124,7 @@ def draw_speedups(figure: Figure, lines: list[Line]) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
-def draw_accuracy(figure: Figure, panels: list[dict[str, list[tuple[float, float, str]]]]) -> None:
+def draw_accuracy(figure: FigureBase, panels: list[dict[str, list[tuple[float, float, str]]]]) -> None:
     axes = figure.subplots(2, 1, sharey=True)
     colours = {"dense": (OTHER, "s"), "MoD, plain PyTorch": (PLAIN, "^"), "MoD, mod_kernels": (OURS, "o")}
     for axis, title, panel in zip(axes, ("eager", "optimize_for_inference"), panels, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..bench.machine import signature
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 # What is drawn in this colour takes the page's own colour of text, which dark mode changes; in a file it passes
 # for black.
@@ -50,7 +51,7 @@ class Picture:
     alt: str  # what it shows, for who can't see it
     machine: dict[str, Any]  # what it is signed with
     size: tuple[float, float]
-    draw: Callable[[Figure], None]
+    draw: Callable[[FigureBase], None]
 
 
 def missing() -> str | None:
@@ -69,13 +70,17 @@ def save(picture: Picture, path: Path) -> None:
         OSError: it can't be written.
     """
     import matplotlib
+    from matplotlib.figure import Figure
 
+    width, height = picture.size
+    title = textwrap.fill(picture.title, int(11 * width))  # characters of this size in a line
+    above, below = 0.25 * (1 + title.count("\n")), 0.2
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": picture.name}):
-        figure = _drawn(picture, extra=0.45)
-        height = figure.get_size_inches()[1]
-        figure.suptitle(picture.title, fontsize=11, y=1 - 0.08 / height, va="top", wrap=True)
-        figure.text(0.5, 0.06 / height, signature(picture.machine), ha="center", fontsize=7, alpha=0.7)
-        figure.get_layout_engine().set(rect=(0, 0.22 / height, 1, 1 - 0.24 / height))
+        figure = Figure(figsize=(width, above + height + below), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, height_ratios=(above + height, below))
+        picture.draw(upper)
+        upper.suptitle(title, fontsize=11)
+        lower.text(0.5, 0.5, signature(picture.machine), ha="center", va="center", fontsize=7)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=130, metadata=metadata, facecolor="white")
 
@@ -83,10 +88,13 @@ def save(picture: Picture, path: Path) -> None:
 def inline(picture: Picture) -> str:
     """As an ``<svg>`` for a page, which has title and signature itself: on nothing, and in its text's colour."""
     import matplotlib
+    from matplotlib.figure import Figure
 
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": picture.name}):
-        _drawn(picture).savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure = Figure(figsize=picture.size, layout="constrained")
+        picture.draw(figure)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL).replace(INK, "currentColor")
@@ -108,13 +116,3 @@ def plain_numbers(axis: Any) -> None:
     """On a logarithmic axis (``axes.xaxis`` or ``axes.yaxis``): 1, 2, 5, 10, ... and no powers."""
     for ticks in (axis.set_major_formatter, axis.set_minor_formatter):
         ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else "")
-
-
-def _drawn(picture: Picture, extra: float = 0.0) -> Figure:
-    """``extra`` inches of height."""
-    from matplotlib.figure import Figure
-
-    width, height = picture.size
-    figure = Figure(figsize=(width, height + extra), layout="constrained")
-    picture.draw(figure)
-    return figure

@@ -17,7 +17,7 @@ from .pairs import fastest_plain, our_row, three
 from .picture import INK, OURS, PLAIN, WIDTH, Picture, grid, plain_numbers
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 _OPS = ("mod_block_", "mod_block")
 
@@ -67,7 +67,7 @@ def pictures(machine: Machine) -> list[Picture]:
         best = max(rate for _, rate in line.ours)
         roof = f", of {line.bandwidth_gbs:.0f} GB/s measured" if line.bandwidth_gbs else ""
         alt = f"Roofline, {device}, {how}: blocks of ours reach up to {best:.1f} GB/s{roof}."
-        newest = max((group.run for group in alike), key=lambda run: run.started)
+        newest = max((group.run for group in alike), key=lambda run: str(run.started))
         found.append(
             Picture(
                 name,
@@ -81,7 +81,7 @@ def pictures(machine: Machine) -> list[Picture]:
     return found
 
 
-def draw(figure: Figure, line: Roofline) -> None:
+def draw(figure: FigureBase, line: Roofline) -> None:
     axis = figure.subplots()
     for points, colour, marker, label in (
         (line.plain, PLAIN, "^", "plain PyTorch, the fastest form"),

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from ..bench.shapes import CHANNELS_PER_PROCESSED
 from ..bench.store import Row
 from .collect import Group
-from .pairs import pairs, size_of
+from .pairs import pairs, size_of, three
 from .picture import INK, OURS, PLAIN, WIDTH, Picture, grid, plain_numbers
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 # What the axes go through: the third of a ResNet's stages but for its fewer channels.
 BASE_C, BASE_PLANE, BASE_N, BASE_K = 256, 14 * 14, 8, 4
@@ -42,9 +42,7 @@ class Curve:
     @property
     def verdict(self) -> str:
         if self.break_even:
-            return "break-even at " + ", ".join(
-                f"{self.axis} = {x:.0f}" if x >= 100 else f"{self.axis} = {x:.3g}" for x in self.break_even
-            )
+            return "break-even at " + ", ".join(f"{self.axis} = {three(x)}" for x in self.break_even)
         faster = self.points[0][2] < self.points[0][1]
         return f"{'ours' if faster else 'plain'} faster all along"
 
@@ -81,7 +79,7 @@ def pictures(group: Group) -> list[Picture]:
     return [Picture("curves", title, alt, group.run.machine, size, lambda figure: draw(figure, curves))]
 
 
-def draw(figure: Figure, curves: list[Curve]) -> None:
+def draw(figure: FigureBase, curves: list[Curve]) -> None:
     axes = figure.subplots(-(-len(curves) // 2), 2, squeeze=False).flatten()
     for axis, curve in zip(axes, curves, strict=False):
         xs, plain, ours = zip(*curve.points, strict=True)

@@ -15,7 +15,7 @@ from .picture import OTHER, OURS, PLAIN, THIRD, WIDTH, Picture, grid, plain_numb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 Points = list[tuple[int, float]]  # (c, ms)
 
@@ -56,7 +56,7 @@ def pictures(group: Group, blocks: list[Group]) -> list[Picture]:
 
 
 def draw(
-    figure: Figure,
+    figure: FigureBase,
     networks: dict[str, dict[str, Points]],
     blocks: dict[str, dict[str, Points]],
     top1: dict[str, float],

@@ -12,7 +12,7 @@ from .pairs import three
 from .picture import INK, WIDTH, Picture, grid
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 KIND, REST = "part", "other blocks"
 # By part: neighbours differ in lightness as well as in hue, and from the eighth on by hatches.
@@ -60,7 +60,7 @@ def pictures(group: Group) -> list[Picture]:
     return [Picture("parts", title, alt, group.run.machine, size, lambda figure: draw(figure, sides))]
 
 
-def draw(figure: Figure, sides: list[Side]) -> None:
+def draw(figure: FigureBase, sides: list[Side]) -> None:
     from matplotlib.patches import Patch
 
     axis = figure.subplots()
