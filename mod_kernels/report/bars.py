@@ -9,7 +9,7 @@ from ..bench.table import TRAIN, by_cell, geometric_mean
 from ..spec import CONV_KINDS
 from .collect import Group
 from .pairs import our_row, pairs
-from .picture import OTHER, OURS, PLAIN, PLAIN_TOO, THIRD, WIDTH, Picture, grid, plain_numbers
+from .picture import INK, OTHER, OURS, PLAIN, PLAIN_TOO, THIRD, WIDTH, Picture, grid, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,10 @@ def _bars(axis: Axes, shapes: list[str], times: dict[str, list[float | None]]) -
     for place, name in enumerate(names):
         at = [index - 0.42 + (place + 0.5) * width for index in range(len(shapes))]
         known = [(x, time) for x, time in zip(at, times[name], strict=True) if time is not None]
-        axis.bar([x for x, _ in known], [y for _, y in known], width, color=COLOURS[name], label=names[name])
+        # Hatched, for without seeing red and green its colour is the compiled form's.
+        look = {"hatch": "////", "edgecolor": INK, "linewidth": 0.4} if name == "floor" else {}
+        look |= {"facecolor": COLOURS[name], "label": names[name]}
+        axis.bar([x for x, _ in known], [y for _, y in known], width, **look)
         if name in ("plain-clone", "ours"):
             for x, time in known:
                 axis.text(x, time * 1.05, _figures(time), ha="center", va="bottom", fontsize=7)
