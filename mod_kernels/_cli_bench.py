@@ -32,14 +32,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with the interrupt
 
 
 def bench(
-    suite: Annotated[
-        str | None, typer.Argument(help="default block; all: one after another")
-    ] = None,
+    suite: Annotated[str | None, typer.Argument(help="default block; all: one after another")] = None,
     networks: Annotated[bool, typer.Option("--networks", help="the suite network")] = False,
     train: Annotated[bool, typer.Option("--train", help="block-train; with --networks network-train")] = False,
-    network: Annotated[
-        list[str] | None, typer.Option(help="suites network and network-train; repeatable")
-    ] = None,
+    network: Annotated[list[str] | None, typer.Option(help="suites network and network-train; repeatable")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="block: the bottlenecks, within two minutes")] = False,
     kind: Annotated[
         str | None,

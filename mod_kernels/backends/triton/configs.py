@@ -160,38 +160,6 @@ def tail_config(tuning: Tuning, kind: str, k: int, mid: int, hw: int, num_warps:
     return TailConfig(block_hw, block_mid, num_warps, split=hw > block_hw)
 
 
-def block_registers(
-    tuning: Tuning, x: str, hw: int, channels_last: bool, kind: str, copies_only: bool, shared_out: str
-) -> int | None:
-    """Registers a thread that ptxas is held to in a block's last launch; None where it does well by itself.
-
-    Some variants it compiles with a few spills, far from any limit, to have a program more on a multiprocessor or
-    for no reason to be seen; given a number it spills nothing. Beside those of a tuning these are, in NCHW, of
-    short planes: ConvNeXt's (8.0, 10.0, 12.0), and VGG's of 4x4 in half precision (8.0). In channels_last: float32
-    bottlenecks where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes of 7x7
-    (9.0, and 10.0 where the layers went over the batch). The numbers were found by trial, for Triton 3.8: with
-    others, larger ones too, some variant spills.
-    """
-    if channels_last:
-        if shared_out == "nothing":
-            return 88 if x == "bf16" else 80
-        if x == "fp32" and kind == "bottleneck" and copies_only:
-            return 80
-        if x == "bf16" and hw <= 64:
-            return 64
-    elif hw <= 256 if kind == "convnext" else kind == "conv" and hw <= 16 and x != "fp32":
-        return 64
-    if shared_out != "pool" or not 512 < hw <= 1024:
-        return None
-    takes_more = kind == "convnext" or (channels_last and x == "fp32")
-    return None if takes_more else tuning.block_registers
-
-
-def linear_registers(weight: str, relu: bool) -> int | None:
-    """The same for a layer over the batch: the second one of float32 weights, on 10.0."""
-    return 96 if weight == "fp32" and not relu else None
-
-
 def own_tail_config(tuning: Tuning, kind: str, k: int, mid: int, hw: int) -> TailConfig:
     """That of ``tail_``: half as many warps for planes of 7 x 7."""
     num_warps = tuning.tail_warps // 2 if hw <= 64 else tuning.tail_warps

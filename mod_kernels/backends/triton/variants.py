@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from . import configs
+from . import configs, held_registers
 from .configs import accumulator, power_of_two
 from .tuning import Tuning
 
@@ -194,8 +194,12 @@ def tail_variants(tail: Tail) -> tuple[Variant, ...]:
     constants = tail.constants(config) | {"BLOCK_HW": config.block_hw}
     launches = ((True, False), (False, True)) if config.split else ((True, True),)
     parts = ({"FIRST": first, "REST": rest} for first, rest in launches)
+    held = held_registers.of_tail(tail.x, tail.hw, tail.channels_last, tail.kind)
     return tuple(
-        _variant("tail_fwd_kernel", pointers, scalars, constants | part, config.num_warps) for part in parts
+        replace(
+            _variant("tail_fwd_kernel", pointers, scalars, constants | part, config.num_warps), max_registers=held
+        )
+        for part in parts
     )
 
 
@@ -248,7 +252,7 @@ def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     variant = _variant("block_fwd_kernel", pointers, scalars, constants, num_warps)
     copies_only = selector.pooled and selector.copy
     form = (selector.channels_last, tail.kind, copies_only, shared_out)
-    held = configs.block_registers(selector.tuning, x, tail.hw, *form)
+    held = held_registers.of_block(selector.tuning, x, tail.hw, *form)
     return replace(variant, max_registers=held)
 
 
@@ -272,7 +276,7 @@ def linear_variants(selector: Selector) -> tuple[Variant, Variant]:
                 | {"HAS_BIAS": has_bias, "RELU": relu},
                 num_warps=tuning.linear_warps,
             ),
-            max_registers=configs.linear_registers(weight, relu),
+            max_registers=held_registers.of_linear(weight, relu),
         )
         for weight, bias, inputs, outputs, tile, has_bias, relu in layers
     )
@@ -344,7 +348,8 @@ def add_relu_pool_variant(
         "BLOCK_HW": config.block_hw, "RUN": config.run, "LANES": config.lanes, "CHANNELS_LAST": channels_last,
         "HAS_B": has_b, "RELU": relu,
     }  # fmt: skip
-    return _variant("add_relu_pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
+    variant = _variant("add_relu_pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
+    return replace(variant, max_registers=held_registers.of_add_relu_pool(x, hw, channels_last))
 
 
 def _variant(kernel: str, pointers: dict, scalars: dict, constants: dict, num_warps: int) -> Variant:

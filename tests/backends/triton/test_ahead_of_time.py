@@ -142,7 +142,7 @@ def test_spills_would_be_seen():
     "capability,number,dtype", [(86, 2, "float32"), (90, 3, "bfloat16"), (90, 7, "bfloat16"), (100, 3, "float16")]
 )
 def test_blocks_where_they_did_spill(capability, number, dtype):
-    """Held to a number of registers (``configs.block_registers``), on one of the architectures each."""
+    """Held to a number of registers (``held_registers.of_block``), on one of the architectures each."""
     shape, held = enumeration.PAPER_SHAPES[number], 0
     for variant in dict.fromkeys(enumeration.variants(shape, dtype, channels_last=True)):
         if variant.max_registers is not None:
