@@ -59,7 +59,6 @@ test-floor: $(FLOOR)/.installed $(VENV)/.built
 	MOD_KERNELS_BUILD=require $(FLOOR)/bin/python setup.py -q build_ext --build-lib build/floor
 
 figures: $(VENV)/.built
-	$(RUN) pip install -q matplotlib
 	$(RUN) benchmarks.plot
 	$(RUN) benchmarks.readme_table
 

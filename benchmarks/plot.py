@@ -8,6 +8,7 @@ Without a file: every result file in benchmarks/results/. ``mod-kernels report``
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -36,16 +37,21 @@ def plot(file: Path, picture_format: str = "png") -> list[Path]:
     collected = collect([file])
     for problem in collected.problems:
         print(problem, file=sys.stderr)
-    written = []
+    written, source = [], source_of(file)
     for machine in collected.machines:
         pictures = [one for group in machine.groups for one in gallery.of_group(machine, group, file.stem)]
         for suite in machine.memory:
             pictures += gallery.of_memory(machine, suite, file.stem)
         for picture in pictures:
             path = file.with_name(f"{picture.name}.{picture_format}")
-            save(picture, path)
+            save(picture, path, source)
             written.append(path)
     return written
+
+
+def source_of(file: Path) -> str:
+    """What a picture says it was made from: a file that has changed since makes it an old one."""
+    return f"{file.name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
 if __name__ == "__main__":

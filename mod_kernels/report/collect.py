@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bench.blocks import COLD
 from ..bench.machine import folder_name, short_name
 from ..bench.store import Results, Row, machine_key, read
 from ..bench.table import TRAIN
@@ -59,6 +60,7 @@ class Group:
         """``"float32, nchw, 1 thread"``; on a GPU the mode and the state of its L2."""
         row = self.first
         how = spelled_threads(row.threads) if row.threads else f"{row.device}, {row.mode}, L2 {row.cache}"
+        how += ", cold inputs" * (row.threads is not None and row.cache == COLD)
         return f"{row.dtype}, {row.layout}, {how}" + (", forward and backward" if row.mode == TRAIN else "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .._layout import NCHW
+from ..bench.blocks import WARM
 from ..bench.store import PAPER, SWEEP, SWEEP_BLOCK
 from ..bench.table import TRAIN
 from ..spec import CONV_KINDS
@@ -48,10 +49,13 @@ def heat(group: Group) -> Picture | None:
 
 
 def _name(stem: str, group: Group) -> str:
-    """``"block-bottleneck-float32-threads1"``; the layout where it is not NCHW."""
+    """``"block-bottleneck-float32-threads1"``; the layout where it is not NCHW, the cache where it is cold."""
     row = group.first
     parts = [stem, row.kind, row.dtype]
     parts += [row.layout] * (row.layout != NCHW)
     parts += [TRAIN] * (row.mode == TRAIN and TRAIN not in stem)
-    parts.append(f"threads{row.threads}" if row.threads else f"{row.mode}-{row.cache}")
+    if row.threads:
+        parts += [f"threads{row.threads}"] + [row.cache] * (row.cache != WARM)
+    else:
+        parts.append(f"{row.mode}-{row.cache}")
     return "-".join(parts).replace(" ", "-").replace("/", "-")

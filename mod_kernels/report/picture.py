@@ -63,8 +63,8 @@ def missing() -> str | None:
     return None
 
 
-def save(picture: Picture, path: Path) -> None:
-    """On white, titled and signed, as PNG or SVG by the ending of ``path``.
+def save(picture: Picture, path: Path, source: str | None = None) -> None:
+    """On white, titled and signed, as PNG or SVG by the ending of ``path``; ``source`` is kept inside the file.
 
     Raises:
         OSError: it can't be written.
@@ -81,7 +81,8 @@ def save(picture: Picture, path: Path) -> None:
         picture.draw(upper)
         upper.suptitle(title, fontsize=11)
         lower.text(0.5, 0.5, signature(picture.machine), ha="center", va="center", fontsize=7)
-        metadata = {"Date": None} if path.suffix == ".svg" else None
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        metadata |= {"Source": source} if source else {}
         figure.savefig(path, dpi=130, metadata=metadata, facecolor="white")
 
 
