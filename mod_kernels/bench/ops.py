@@ -27,7 +27,7 @@ KIND = "op"  # of a row
 PLAIN = "plain"
 FED = "-fed"  # select_channels given the means of x
 ROUNDS, QUICK_ROUNDS = 40, 15
-CELL_S, QUICK_CELL_S = 20.0, 2.0  # rounds end early past this
+CELL_S, QUICK_CELL_S = 10.0, 2.0  # rounds end early past this
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,14 @@ def run(
     shapes: tuple[Shape, ...] = BOTTLENECK,
 ) -> None:
     """Measure every op at ``shapes`` into ``results``; ``threads`` is ignored on a GPU."""
-    plan = blocks.Plan(shapes, batches, threads, device, dtype)
+    plan = blocks.Plan(shapes, batches, threads, device, dtype, caches=(blocks.WARM,))
     rounds, cell_s = (QUICK_ROUNDS, QUICK_CELL_S) if quick else (ROUNDS, CELL_S)
     plan = replace(plan, rounds=rounds, cell_s=cell_s)
 
     def measured(cell: blocks.Cell) -> list[Row]:
-        return run_cell(cell, plan, bandwidth_of(cell.threads, device, results))
+        return run_cell(cell, plan, blocks.bandwidth_of(cell.threads, device, results))
 
     run_cells(blocks.cells(plan), results, on_cell, measured)
-
-
-def bandwidth_of(threads: int | None, device: str, results: Results) -> float:
-    """The bandwidth in GB/s of a run, measured once for each number of threads."""
-    key = "gpu" if threads is None else str(threads)
-    if key not in results.bandwidth_gbs:
-        results.bandwidth_gbs[key] = blocks.bandwidth_gbs(device)
-    return results.bandwidth_gbs[key]
 
 
 @torch.inference_mode()
@@ -104,7 +96,7 @@ def run_cell(cell: blocks.Cell, plan: blocks.Plan, bandwidth: float) -> list[Row
                     timed.append(_timed(name, case, call, cell.mode))
                     sizes[name] = case.bytes
         clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == "cold")
-        measure(timed, clock, plan.rounds, plan.cell_s)
+        measure(timed, clock, plan.rounds, plan.cell_s, spread=plan.spread)
     for one in timed:
         rows.append(row(one.name, "ok", **times(one), bytes=sizes[one.name], bandwidth_gbs=bandwidth))
     return rows

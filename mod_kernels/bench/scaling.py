@@ -13,7 +13,6 @@ import torch
 from . import blocks, sweep, table
 from .cells import OnCell, run_cells
 from .compiled import Compiler
-from .ops import bandwidth_of
 from .providers import ENGINES, IN_PLACE, PLAIN
 from .shapes import Shape
 from .store import Results, Row
@@ -22,7 +21,7 @@ CHANNELS, SIDE, BATCH = 256, 14, 8  # the base point; k = 4 there, as C // 64 is
 # A cell whose x is larger is left out: each in-place provider has a copy of it.
 MOST_BYTES = 1 << 30
 ROUNDS, QUICK_ROUNDS = 40, 15
-CELL_S, QUICK_CELL_S = 10.0, 1.0  # rounds end early past this
+CELL_S, QUICK_CELL_S = 4.0, 1.0  # rounds end early past this
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def run(
         results.notes.append(note)
 
     def measured(cell: Cell) -> list[Row]:
-        bandwidth = bandwidth_of(cell.threads, device, results)
+        bandwidth = blocks.bandwidth_of(cell.threads, device, results)
         rows = blocks.run_cell(cell, plan, bandwidth, Compiler({}), sweep._make_x)
         k = cell.shape.k
         return rows if k == cell.shape.channels // 64 else [replace(row, k=k) for row in rows]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import scaling
-from .machine import short_name
+from .machine import signature
 from .ops import PLAIN
 from .overhead import PUBLIC, RAW, YARDSTICK
 from .providers import ENGINES, IN_PLACE
@@ -30,10 +30,12 @@ def show(results: Results, console: Console) -> None:
         if row.check.startswith(("wrong", "left out")):
             said = f"{row.name} N={row.batch} {row.mode} {row.provider}: {row.check}"
             console.print(said, markup=False, highlight=False)
+        if row.warning:
+            said = f"{row.name} N={row.batch} {row.mode} {row.provider}, to be doubted: {row.warning}"
+            console.print(said, markup=False, highlight=False)
     for note in results.notes:
         console.print(note, markup=False, highlight=False)
-    machine = results.machine
-    console.print(short_name(machine), f"commit {machine['commit']}", markup=False, highlight=False)
+    console.print(signature(results.machine), markup=False, highlight=False)
     if results.interrupted:
         console.print("interrupted: this is what was measured until then")
 
@@ -51,8 +53,7 @@ def _ops(rows: list[Row]) -> Iterable[Table]:
                 plain = [name for name in cell if name.startswith(f"{op}:{PLAIN}")]
                 ratios.append(ratio(cell, plain, ours))
                 times = [_least(cell, plain), _least(cell, [ours])]
-                limits = [row.limit_ms for row in cell.values() if row.limit_ms is not None]
-                limit = limits[0] if limits else None
+                limit = next((row.limit_ms for row in cell.values() if row.limit_ms is not None), None)
                 table.add_row(
                     op, first.name, str(first.batch), *map(_short, times), *_two([ratios[-1]]), _short(limit)
                 )
@@ -72,7 +73,7 @@ def _scaling(rows: list[Row]) -> Iterable[Table | str]:
             first = next(iter(cell.values()))
             ours = ENGINES[first.device] + IN_PLACE
             times = (_least(cell, PLAIN_FORMS), _least(cell, [ours]))
-            limit = _short(_least(cell, ["limit"]))
+            limit = _short(first.limit_ms)
             place = map(str, scaling.place(first))
             table.add_row(*place, *map(_short, times), *_two([scaling.ratio_of(cell)]), limit)
         table.caption = "plain is the fastest of the plain forms, ours the in-place form"
