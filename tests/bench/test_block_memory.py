@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mod_kernels import backends
 from mod_kernels.backends.native import CPU
 from mod_kernels.bench import block_memory, providers, training
 from mod_kernels.bench.providers import Provider
@@ -37,6 +38,18 @@ def test_training_takes_the_output_and_the_gradient_of_x():
     assert rows["plain-inplace"].check.startswith("left out: one of the variables needed")
     for name in ("plain-clone", "plain-cat", "cpu"):
         assert rows[name].check == "ok" and rows[name].peak_mib >= 2 * X_MIB
+
+
+def test_no_engine_trains_what_is_plain(monkeypatch):
+    asked, real = [], training.Step.run
+
+    def run(step):
+        asked.append((type(step.module).__name__, backends.requested()))
+        return real(step)
+
+    monkeypatch.setattr(training.Step, "run", run)
+    measured("train")
+    assert set(asked) == {("PlainBlock", "reference"), ("MoDBlock", "cpu")}
 
 
 def test_a_wrong_provider_gets_no_peak(monkeypatch):
