@@ -9,6 +9,7 @@ import copy
 import random
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -227,7 +228,10 @@ def with_blocks(model: nn.Module, replace: Callable[[MoDBlock], nn.Module]) -> n
 
 
 class PlainBlock(nn.Module):
-    """A MoD block's parts run as :func:`mod_kernels.plain.mod_block`, as people write the forward."""
+    """A MoD block's parts run as :func:`mod_kernels.plain.mod_block`, as people write the forward.
+
+    In training the narrowed conv blocks of this package would run on an engine: here they run as PyTorch's own.
+    """
 
     def __init__(self, block: MoDBlock, ending: str) -> None:
         super().__init__()
@@ -236,18 +240,9 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fc1, fc2 = self.selector.fc1, self.selector.fc2
-        return plain.mod_block(
-            x,
-            fc1.weight,
-            fc2.weight,
-            self.k,
-            self.conv_block,
-            fc1.bias,
-            fc2.bias,
-            None,
-            self.position,
-            self.ending,
-        )
+        biases, how = (fc1.bias, fc2.bias), (None, self.position, self.ending)
+        with use_backend("reference") if self.training else nullcontext():
+            return plain.mod_block(x, fc1.weight, fc2.weight, self.k, self.conv_block, *biases, *how)
 
 
 def _make_plain(block: MoDBlock, ending: str) -> PlainBlock:

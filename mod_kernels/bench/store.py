@@ -160,7 +160,7 @@ class Contents:
 
 
 def machine_key(machine: dict[str, Any]) -> tuple:
-    """What two runs on the same machine have in common. A virtual processor has no number: its first cache helps."""
+    """What two runs on one machine have in common. A virtual processor has no number: its first cache helps."""
     caches = machine.get("caches")
     level1 = caches.get("L1 Data") if isinstance(caches, dict) else None
     return (*(machine.get(part) for part in ("gpu", "cpu", "cores", "isa")), level1)

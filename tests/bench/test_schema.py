@@ -78,6 +78,6 @@ def test_every_field_of_a_run_is_a_record(records):
 
 def test_the_example_reads_a_file(records, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-    assert example.count("\n") == 5 and "mod_kernels" not in example
+    assert example.count("\n") == 6 and "mod_kernels" not in example
     exec(example.replace("block.jsonl", str(records[1])), {})
     assert capsys.readouterr().out == "[('256x56x56', 1, 'cpu', 1.5)]\n"

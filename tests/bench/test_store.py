@@ -178,8 +178,8 @@ def test_two_machines_in_a_file_are_named_and_not_loaded(tmp_path):
     store.save(run(machine=MACHINE | {"gpu": None, "cpu": "one", "cores": 2, "isa": "X"}), path)
     store.save(run("later", machine=MACHINE | {"gpu": "G", "cpu": "other", "cores": 8, "isa": "Y"}), path)
     contents = store.read(path)
-    assert contents.machines == [(None, "one", 2, "X"), ("G", "other", 8, "Y")]
-    assert contents.problems == [f"{path} mixes 2 machines: one 2 X; G other 8 Y"]
+    assert contents.machines == [(None, "one", 2, "X", "48K"), ("G", "other", 8, "Y", "48K")]
+    assert contents.problems == [f"{path} mixes 2 machines: one 2 X 48K; G other 8 Y 48K"]
     with pytest.raises(ValueError, match="mixes 2 machines"):
         store.load(path)
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from mod_kernels.bench import table_suites
 from mod_kernels.bench.store import Results, Row
 
-MACHINE = {"gpu": None, "cpu": "a CPU", "cores": 2, "isa": "AVX2", "torch": "2", "commit": "c0ffee"}
+MACHINE = {"gpu": None, "cpu": "a CPU", "cores": 2, "isa": "AVX2", "torch": "2"}
+MACHINE |= {"commit": "c0ffee", "date": "today"}
 
 
 def row(name, kind, provider, ms=None, check="ok", batch=8, mode="eager", threads=1, **more):
@@ -55,8 +56,9 @@ def test_ops():
 
 def test_scaling_with_the_sentences():
     def block(k, plain, ours):
-        times = {"plain-clone": 9.0, "plain-inplace": plain, "cpu-inplace": ours, "limit": 0.25}
-        return [row("256x14x14", "bottleneck", name, ms, k=k) for name, ms in times.items()]
+        times = {"plain-clone": 9.0, "plain-inplace": plain, "cpu-inplace": ours}
+        limit = {"bytes": 250_000, "bandwidth_gbs": 1.0}
+        return [row("256x14x14", "bottleneck", name, ms, k=k, **limit) for name, ms in times.items()]
 
     text = shown("scaling", [*block(None, 3.0, 1.5), *block(64, 1.0, 2.0)])
     assert cells_of(text, "8", "14", "256", "4") == ["3", "1.5", "2.00", "0.25"]

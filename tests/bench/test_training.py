@@ -37,6 +37,21 @@ def test_a_cell(kind, layout, one_thread):
 
 
 @needs_engine
+def test_plain_in_training_runs_none_of_our_kernels(monkeypatch, one_thread):
+    """Nor does the block that gradients are compared with: the engine is for the provider of that name alone."""
+    ran = []
+    for name, op in CPU.ops.items():
+        monkeypatch.setitem(CPU.ops, name, lambda *given, name=name, op=op: ran.append(name) or op(*given))
+    block = training.make_block(SHAPE, torch.float32)
+    x, dy = torch.randn(2, 2, SHAPE.channels, SHAPE.height, SHAPE.width)
+    for ending in ("clone", "cat"):
+        training.Step(training.PlainBlock(block, ending), x, dy).run()
+    assert not ran
+    training.Step(block, x, dy).run()
+    assert "input_gradient" in ran and len(ran) > 3
+
+
+@needs_engine
 def test_a_wrong_gradient_gets_no_time(monkeypatch, one_thread):
     """Half of the gathered channels' gradient: small beside dy, and not small enough."""
     op = CPU.ops["input_gradient"]

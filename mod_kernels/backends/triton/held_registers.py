@@ -1,9 +1,9 @@
 """Registers a thread that ptxas is held to, for variants it spills a few of if left alone; None for all others.
 
-It does so far from any limit, to have a program more on a multiprocessor or for no reason to be seen; given a number
-it spills nothing. The numbers were found by trial with Triton 3.8, on the architectures named; what has one has it
-on all six, and spills on none (``mod-kernels resources``). With others, larger ones too, some variant spills. What
-differs from class to class is in a tuning (``Tuning.block_registers``).
+It does so far from any limit, to have a program more on a multiprocessor or for no reason to be seen; given a
+number it spills nothing. The numbers were found by trial with Triton 3.8, on the architectures named; what has one
+has it on all six, and spills on none (``mod-kernels resources``). With others, larger ones too, some variant
+spills. What differs from class to class is in a tuning (``Tuning.block_registers``).
 """
 
 from __future__ import annotations
