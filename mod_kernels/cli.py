@@ -1,4 +1,4 @@
-"""``mod-kernels verify | bench | table | sweep | compare | resources | tune | info``."""
+"""``mod-kernels verify | bench | table | sweep | profile | compare | report | resources | tune | info``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import _cli_bench, _cli_compare, _cli_report, _info, _verify_table
+from . import _cli_bench, _cli_compare, _cli_profile, _cli_report, _info, _verify_table
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
@@ -71,6 +71,7 @@ app.command(name="table")(_cli_bench.table_command)
 app.command(name="sweep")(_cli_bench.sweep_command)
 app.command(name="compare")(_cli_compare.compare_command)
 app.command()(_cli_report.report)
+app.command()(_cli_profile.profile)
 
 
 @app.command()
