@@ -18,7 +18,7 @@ from .providers import COMPILE, FED, IN_PLACE, MAX_AUTOTUNE, PLAIN, Provider, Un
 from .rotation import Rotation, copies_of
 from .shapes import BASIC, BATCHES, BOTTLENECK, Shape, make_spec, make_x
 from .store import Results, Row
-from .timing import CpuClock, GpuClock, Timed, measure
+from .timing import CpuClock, GpuClock, Timed, measure, on_round_of
 
 FLOOR = "floor"
 WARM, COLD = "warm", "cold"
@@ -172,7 +172,7 @@ def run_cell(
         to_time.append(Provider(FLOOR, providers.floor(spec), None))
         shared = Rotation(x, copies)
         timed = [_timed(provider, x, cell.mode, shared) for provider in to_time]
-        measure(timed, clock, plan.rounds, plan.cell_s, spread=plan.spread)
+        measure(timed, clock, plan.rounds, plan.cell_s, on_round_of(plan.device), plan.spread)
     compile_s = {provider.name: provider.compile_s for provider in to_time}
     for one in timed:
         rows.add(one.name, "none" if one.name == FLOOR else "ok", one, compile_s.get(one.name))

@@ -16,9 +16,9 @@ from .._tolerances import relative_norm
 from ..backends import use_backend
 from .cells import OnCell, run_cells
 from .memory import timeline
-from .networks import Cell, MovingHeap, build, compare, median_difference_ms, share_of_plain
+from .networks import Cell, build, compare, median_difference_ms, share_of_plain
 from .store import Results, Row
-from .timing import CpuClock, Timed, measure
+from .timing import CpuClock, Timed, measure, on_round_of
 
 NETWORKS = ("resnet50_mod", "resnet75_mod")
 BATCHES = (8,)
@@ -81,7 +81,7 @@ def run_cell(
     del expected
     right = {name: step for name, step in steps.items() if not checks[name].startswith("wrong")}
     timed = {name: Timed(name, step.run) for name, step in right.items()}
-    measure(list(timed.values()), CpuClock(), rounds, budget_s=400.0, on_round=MovingHeap())
+    measure(list(timed.values()), CpuClock(), rounds, budget_s=400.0, on_round=on_round_of("cpu"))
     rows = []
     text = str(dtype).removeprefix("torch.")
     row = partial(Row, name, "network", batch, threads, "cpu", text, "train", "warm")

@@ -6,7 +6,6 @@ On a GPU each as it is and inside a CUDA graph: without one, at small batches, t
 from __future__ import annotations
 
 import copy
-import random
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,7 +25,7 @@ from ..nn import MoDBlock
 from .cells import OnCell, run_cells
 from .providers import graphed, same_arithmetic
 from .store import Results, Row
-from .timing import CpuClock, GpuClock, Timed, measure
+from .timing import CpuClock, GpuClock, Timed, measure, on_round_of
 
 NETWORKS = ("resnet18_mod", "resnet50_mod", "resnet75_mod")
 PLAIN_FORMS = ("plain", "plain-inplace", "plain-cat")
@@ -106,7 +105,7 @@ def run_cell(
             for provider, model in providers.items()
             if not checks[provider].startswith("wrong")
         ]
-        on_round = MovingHeap() if device == "cpu" else lambda done: None
+        on_round = on_round_of(device)
         measure(timed, clock, rounds, budget_s=240.0, on_round=on_round)
     by_name = {one.name: one for one in timed}
     rows = []
@@ -129,24 +128,6 @@ def times_of(provider: str, timed: dict[str, Timed]) -> dict[str, Any]:
     if provider == "fused":
         times["share"] = share_of_plain(timed)
     return times
-
-
-class MovingHeap:
-    """After each round, other places in memory for what the next one allocates.
-
-    Where a convolution's input and output lie to each other changes a network's time by more than its MoD blocks
-    cost, and a process that allocates the same sizes in the same order gets the same places: its rounds would
-    agree with each other and not with those of the next process.
-    """
-
-    def __init__(self) -> None:
-        self._random = random.Random(0)
-        self._kept: list[Tensor] = []
-
-    def __call__(self, done: int) -> None:
-        draw = self._random.randrange
-        self._kept.clear()
-        self._kept += [torch.empty(draw(1 << 10, 1 << 18)) for _ in range(draw(1, 12))]
 
 
 def median_difference_ms(one: Timed, other: Timed) -> float:

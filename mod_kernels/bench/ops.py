@@ -21,7 +21,7 @@ from .cells import OnCell, run_cells
 from .check import _LOW_PRECISION, _check_selection, exact_logits
 from .shapes import BOTTLENECK, Shape, make_spec, make_x
 from .store import Results, Row
-from .timing import CpuClock, GpuClock, Timed, measure
+from .timing import CpuClock, GpuClock, Timed, measure, on_round_of
 
 KIND = "op"  # of a row
 PLAIN = "plain"
@@ -96,7 +96,7 @@ def run_cell(cell: blocks.Cell, plan: blocks.Plan, bandwidth: float) -> list[Row
                     timed.append(_timed(name, case, call, cell.mode))
                     sizes[name] = case.bytes
         clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == "cold")
-        measure(timed, clock, plan.rounds, plan.cell_s, spread=plan.spread)
+        measure(timed, clock, plan.rounds, plan.cell_s, on_round_of(plan.device), plan.spread)
     for one in timed:
         rows.append(row(one.name, "ok", **times(one), bytes=sizes[one.name], bandwidth_gbs=bandwidth))
     return rows

@@ -21,7 +21,7 @@ from . import networks, paper
 from .cells import OnCell, run_cells
 from .providers import ENGINES, graphed, same_arithmetic
 from .store import PAPER, Results, Row
-from .timing import CpuClock, GpuClock, Timed, measure
+from .timing import CpuClock, GpuClock, Timed, measure, on_round_of
 
 DENSE, DENSE_OPTIMIZED, OPTIMIZED = "dense", "dense-optimized", "optimized"
 ROUNDS, CELL_S = 100, 240.0
@@ -154,7 +154,7 @@ def run_cell(name: str, dense: Dense, device: str, peers: bool, rounds: int, res
         calls = dense.ways.calls | ways.calls
         timed = {provider: Timed(provider, call) for provider, call in calls.items()}
         clock = CpuClock() if device == "cpu" else GpuClock(cold=False)
-        on_round = networks.MovingHeap() if device == "cpu" else lambda done: None
+        on_round = on_round_of(device)
         measure(list(timed.values()), clock, rounds, CELL_S, on_round)
     cell = f"N={dense.batch} {dense.threads or mode}"
     results.networks[name].setdefault("choices", {})[cell] = dense.ways.said | ways.said

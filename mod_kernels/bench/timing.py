@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 # A CPU sample lasts at least this long; below, the clock and the loop around the calls show.
 MIN_SAMPLE_S = 1e-3
@@ -93,6 +94,30 @@ class CpuClock:
             if abs(now - before) <= STEADY * now:
                 return
             before = now
+
+
+class MovingHeap:
+    """After each round, other places in memory for what the next one allocates; on a CPU.
+
+    Where a convolution's input and output lie to each other changes a network's time by more than its MoD blocks
+    cost, and whether a freed tensor's pages go back to the system, to be faulted in again by the next call, hangs
+    on what lies above them. A process that allocates the same sizes in the same order gets the same places: its
+    rounds would agree with each other and not with those of the next process.
+    """
+
+    def __init__(self) -> None:
+        self._random = random.Random(0)
+        self._kept: list[Tensor] = []
+
+    def __call__(self, done: int) -> None:
+        draw = self._random.randrange
+        self._kept.clear()
+        self._kept += [torch.empty(draw(1 << 10, 1 << 18)) for _ in range(draw(1, 12))]
+
+
+def on_round_of(device: str) -> Callable[[int], None]:
+    """What to do after each round: on a CPU a new :class:`MovingHeap`'s part, on a GPU nothing."""
+    return MovingHeap() if device == "cpu" else lambda done: None
 
 
 class GpuClock:

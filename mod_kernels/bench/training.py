@@ -24,7 +24,7 @@ from .networks import PlainBlock
 from .providers import ENGINES, PLAIN
 from .shapes import FORMATS, Shape
 from .store import Results, Row
-from .timing import CpuClock, Timed, measure
+from .timing import CpuClock, Timed, measure, on_round_of
 
 BATCHES = (8, 32)
 # The one pass over x's gradient by itself, to be held against the floor.
@@ -117,7 +117,7 @@ def run_cell(cell: Cell, plan: Plan, bandwidth: float) -> list[Row]:
             else:
                 timed.append(Timed(name, step.run, step.refill))
         timed += [Timed(FLOOR, lambda: dy + 1.0), Timed(BIG_PASS, _big_pass(shape, dy))]
-        measure(timed, CpuClock(), plan.rounds, plan.cell_s, spread=plan.spread)
+        measure(timed, CpuClock(), plan.rounds, plan.cell_s, on_round_of("cpu"), plan.spread)
     for one in timed:
         rows.add(one.name, "none" if one.name in (FLOOR, BIG_PASS) else "ok", one)
     return rows.rows

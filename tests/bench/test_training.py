@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mod_kernels import cli
 from mod_kernels.backends.native import CPU
-from mod_kernels.bench import blocks, memory, network_training, networks, store, training
+from mod_kernels.bench import blocks, memory, network_training, store, training
 from mod_kernels.bench.shapes import Shape
 from mod_kernels.spec import CONV_KINDS
 
@@ -94,9 +94,8 @@ def test_the_memory_of_a_call_is_counted():
 
 
 @needs_engine
-def test_a_network_in_training(monkeypatch, one_thread):
+def test_a_network_in_training(one_thread):
     """Every way computes the same gradients, and the fused one holds less."""
-    monkeypatch.setattr(networks, "MovingHeap", lambda: lambda done: None)
     results = store.Results({}, "")
     rows = by_provider(
         network_training.run_cell("resnet50_mod", 4, 1, torch.float32, 160, rounds=2, results=results)
