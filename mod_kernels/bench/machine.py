@@ -67,7 +67,9 @@ def short_name(machine: dict[str, Any]) -> str:
     """What a plot or a table is labelled with."""
     if machine["gpu"]:
         return f"{machine['gpu']}, torch {machine['torch']}, Triton {machine['triton']}"
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}, torch {machine['torch']}"
+    level1 = machine.get("caches", {}).get("L1 Data")
+    isa = machine["isa"] + (f", L1 {level1}" if level1 else "")
+    return f"{machine['cpu']}, {machine['cores']} cores, {isa}, torch {machine['torch']}"
 
 
 def _caches() -> dict[str, str]:
