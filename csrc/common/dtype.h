@@ -9,6 +9,14 @@
 #include <immintrin.h>
 #endif
 
+// CUDA kernels call the conversions too. There the GPU's own instructions do them, written here as assembly:
+// the headers that name them would come into every file.
+#if defined(__CUDACC__)
+#define MOD_KERNELS_HOST_DEVICE __host__ __device__
+#else
+#define MOD_KERNELS_HOST_DEVICE
+#endif
+
 namespace mod_kernels {
 
 // 16-bit storage formats: converted on their way into a register, never computed in.
@@ -29,13 +37,21 @@ constexpr int64_t size_of(DType dtype) {
 template <class T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-inline float widen(BFloat16 value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
+MOD_KERNELS_HOST_DEVICE inline float widen(BFloat16 value) {
+  return __builtin_bit_cast(float, uint32_t{value.bits} << 16);
+}
 
-#if defined(__F16C__)
-inline float widen(Half value) { return _cvtsh_ss(value.bits); }
+#if defined(__CUDA_ARCH__)
+MOD_KERNELS_HOST_DEVICE inline float widen(Half value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+#elif defined(__F16C__)
+MOD_KERNELS_HOST_DEVICE inline float widen(Half value) { return _cvtsh_ss(value.bits); }
 #else
 // Subnormals by a multiplication that is exact; infinity and NaN by their exponent.
-inline float widen(Half value) {
+MOD_KERNELS_HOST_DEVICE inline float widen(Half value) {
   const uint32_t magnitude = uint32_t{value.bits} << 13 & 0x0fffe000u;
   const uint32_t sign = uint32_t{value.bits} << 16 & 0x80000000u;
   uint32_t bits = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
@@ -43,12 +59,23 @@ inline float widen(Half value) {
   return std::bit_cast<float>(bits | sign);
 }
 #endif
-inline float widen(float value) { return value; }
+MOD_KERNELS_HOST_DEVICE inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 
 // Rounded to nearest, ties to even. A NaN becomes the dtype's quiet NaN, as in torch.
 template <class T>
-inline T narrow(Accumulate<T> value) {
+MOD_KERNELS_HOST_DEVICE inline T narrow(Accumulate<T> value) {
+#if defined(__CUDA_ARCH__)
+  T narrowed;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrowed.bits) : "f"(value));
+  } else if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrowed.bits) : "f"(value));
+  } else {
+    narrowed = value;
+  }
+  return narrowed;
+#else
   if constexpr (std::is_same_v<T, BFloat16>) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);
     if (value != value) return {0x7fc0};
@@ -74,6 +101,7 @@ inline T narrow(Accumulate<T> value) {
   } else {
     return value;
   }
+#endif
 }
 
 }  // namespace mod_kernels
