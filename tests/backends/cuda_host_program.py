@@ -1,0 +1,59 @@
+"""Builds the programs of tests/cuda_host: the CUDA kernels' sources on a machine of fibers, under sanitizers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from .test_native_program import POISON, SANITIZERS, need_compiler, run
+
+ROOT = Path(__file__).parents[2]
+HOST = ROOT / "tests/cuda_host"
+KERNELS = ROOT / "csrc/cuda"
+COMPILER = "g++"
+MACHINE = ("machine", "cuda_host", "fiber")
+FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DMOD_KERNELS_CUDA_HOST"]
+# -O2 takes three times as long to compile, for kernels that run little faster under sanitizers.
+KERNEL_FLAGS = ["-O1", *SANITIZERS, *POISON]
+# The machine runs between any two steps of any thread: fast, and its own memory unchecked. It tells
+# AddressSanitizer of its stacks.
+MACHINE_FLAGS = ["-O2", "-DCUDA_HOST_ASAN"]
+# Leaks are not looked for: that fails where something else traces the process.
+ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+def need_sanitizers():
+    need_compiler(COMPILER, *SANITIZERS, *POISON, "-std=c++20")
+
+
+def compiled(source, target, *flags):
+    """Compiles ``source`` to ``target``, and fails with what the compiler says."""
+    done = run(COMPILER, *FLAGS, *flags, "-c", source, "-o", target)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def machine(folder):
+    return [compiled(HOST / f"{name}.cpp", folder / f"{name}.o", *MACHINE_FLAGS) for name in MACHINE]
+
+
+def linked(target, objects):
+    done = run(COMPILER, *SANITIZERS, *objects, "-o", target)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def once(tmp_path_factory, name, build):
+    """``build(folder)``, by the first of pytest's worker processes to come here; the others get what it made."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            build(folder)
+            (folder / "done").touch()
+    return folder
