@@ -89,7 +89,7 @@ constexpr std::size_t kPage = 4096, kStackBytes = 16 * kPage;  // above one page
 
 std::vector<char*> stacks;  // those that are free
 Fiber* running = nullptr;
-void* resumer = nullptr;  // the context that resumed it, and its stack
+void* resumer = nullptr;  // the context that resumed one, and its stack
 const void* resumer_stack = nullptr;
 std::size_t resumer_stack_bytes = 0;
 
@@ -154,7 +154,13 @@ void arrived([[maybe_unused]] void* fake_stack, [[maybe_unused]] const void** fr
 }  // namespace
 
 void Fiber::begin() {
-  arrived(nullptr, &resumer_stack, &resumer_stack_bytes);
+  const void* from = nullptr;
+  std::size_t bytes = 0;
+  arrived(nullptr, &from, &bytes);
+  if (resumer_stack == nullptr) {  // the first fiber of all was not handed over to
+    resumer_stack = from;
+    resumer_stack_bytes = bytes;
+  }
   running->entry_();
 }
 
@@ -178,7 +184,15 @@ void Fiber::suspend(Until until) {
   self->ended_ = until == kForGood;
   leave_for(until == kForGood ? nullptr : &self->fake_stack_, resumer_stack, resumer_stack_bytes);
   switch_context(&self->context_, resumer);
-  arrived(self->fake_stack_, &resumer_stack, &resumer_stack_bytes);
+  arrived(self->fake_stack_);
+}
+
+void Fiber::hand_over(Fiber& next) {
+  Fiber* self = running;
+  running = &next;
+  leave_for(&self->fake_stack_, next.stack_, kStackBytes);
+  switch_context(&self->context_, next.context_);
+  arrived(self->fake_stack_);
 }
 
 void Fiber::drop() {

@@ -19,8 +19,10 @@ class Fiber {
   // Runs the fiber until it suspends. Not from within a fiber.
   void resume();
   enum Until { kResumed, kForGood };
-  // Back to where the running fiber was resumed.
+  // From the running fiber back to where a fiber was last resumed.
   static void suspend(Until until);
+  // From the running fiber to another.
+  static void hand_over(Fiber& next);
   // Gives the stack back, whatever is on it.
   void drop();
 

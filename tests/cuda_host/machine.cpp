@@ -45,6 +45,11 @@ std::vector<int> inverse(const std::vector<int>& order) {
   return places;
 }
 
+void begin_thread() {
+  machine->thread_body();
+  machine->end_thread();
+}
+
 }  // namespace
 
 Machine::Machine(const Launch& launch_, const std::function<void()>& thread)
@@ -135,7 +140,25 @@ void Machine::suspend(Waits waits, const Place& place) {
   Warp& its = warp();
   its.ready &= ~(1u << lane_place_[thread.index % kLanes]);
   if (its.ready == 0) thread.block->ready &= ~(1u << warp_place_[thread.index / kLanes]);
-  thread.fiber.suspend(waits == Waits::kEnded ? Fiber::kForGood : Fiber::kResumed);
+  yield();
+}
+
+// To the next thread, which may be the same; where there is none, or something else to do, to run().
+void Machine::yield() {
+  Thread& thread = *current;
+  if (thread.waits == Waits::kEnded) return thread.fiber.suspend(Fiber::kForGood);
+  Thread* next = error.empty() ? next_thread() : nullptr;
+  if (next == nullptr) return thread.fiber.suspend(Fiber::kResumed);
+  if (next == &thread) return;
+  enter(*next);
+  Fiber::hand_over(next->fiber);
+}
+
+void Machine::enter(Thread& thread) {
+  current = &thread;
+  threadIdx.x = static_cast<unsigned>(thread.index);
+  blockIdx = thread.block->index;
+  if (!thread.fiber.started()) thread.fiber.start(begin_thread);
 }
 
 void Machine::delay_block() {
@@ -159,6 +182,7 @@ int Machine::pick(uint32_t ready) {
 }
 
 Thread* Machine::next_thread() {
+  if (launch.order == Order::kShuffled && random_.below(256) == 0) land_a_copy();
   auto chosen = std::find_if(blocks_.begin(), blocks_.end(), [](Block* block) { return block->ready != 0; });
   if (chosen == blocks_.end()) return nullptr;
   if (stray_ > 0 && random_.below(64) < stray_) {
@@ -235,27 +259,19 @@ std::string Machine::deadlock() const {
   return out.str();
 }
 
-static void begin_thread() {
-  machine->thread_body();
-  machine->end_thread();
-}
-
 void Machine::run() {
   blockDim = {static_cast<unsigned>(launch.threads), 1, 1};
   gridDim = launch.grid;
   for (;;) {
     while (resident_.size() < at_once_ && started_ < clusters_.size()) start_cluster(clusters_[started_++]);
     if (resident_.empty()) return;
-    if (launch.order == Order::kShuffled && random_.below(256) == 0) land_a_copy();
-    current = next_thread();
-    if (current == nullptr) {
+    Thread* next = next_thread();
+    if (next == nullptr) {
       if (land_a_copy()) continue;
       throw Error(deadlock());
     }
-    threadIdx.x = static_cast<unsigned>(current->index);
-    blockIdx = current->block->index;
-    if (!current->fiber.started()) current->fiber.start(begin_thread);
-    current->fiber.resume();
+    enter(*next);
+    next->fiber.resume();
     if (!error.empty()) throw Error(error);
     if (current->waits == Waits::kEnded) {
       current->fiber.drop();

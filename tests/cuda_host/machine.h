@@ -116,7 +116,7 @@ class Machine {
   Warp& warp() { return current->block->warps[current->index / kLanes]; }
   void go_on(Thread& thread);
   void suspend(Waits waits, const Place& place);
-  void yield() { current->fiber.suspend(Fiber::kResumed); }
+  void yield();
   void delay_block();
   void end_thread();
 
@@ -126,6 +126,7 @@ class Machine {
   void start_cluster(int number);
   int pick(uint32_t ready);
   Thread* next_thread();
+  void enter(Thread& thread);
   bool land_a_copy();
   void end_block(Block& block);
   std::string deadlock() const;
