@@ -36,6 +36,15 @@ BUDGET_S = 520.0  # of the nine minutes, with room for starting and for writing
 TAIL_LINES = 30
 STOP_S = 10.0
 TRITON_TESTS = "tests/backends/triton"
+GPU_TESTS = "tests/backends/test_gpu.py"
+# What both GPU engines say; a failure where one has all that it needs (the CUDA engine nvcc) and is not there.
+ENGINES = """
+import shutil, sys
+from mod_kernels import backends
+found = {name: said["status"] for name, said in backends.engines().items() if name in ("triton", "cuda")}
+print(found)
+sys.exit(found["triton"] != "ok" or (found["cuda"] != "ok" and shutil.which("nvcc") is not None))
+"""
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,9 @@ def main() -> int:
 def steps_on_gpu(out: Path, sanitizer: str | None, empty: str) -> list[Step]:
     """What a GPU runs, in order; ``empty`` is a folder that torch.compile may keep its cache in."""
     python, module = sys.executable, [sys.executable, "-m", "mod_kernels"]
-    named = ["--backend", "reference", "--backend", "triton"]
+    named = ["--backend", "reference", "--backend", "triton", "--backend", "cuda"]
     compiled = ("test_ahead_of_time.py", "test_resources.py")  # no GPU is needed for these
-    tests = [TRITON_TESTS, *(f"--ignore={TRITON_TESTS}/{name}" for name in compiled)]
+    tests = [GPU_TESTS, TRITON_TESTS, *(f"--ignore={TRITON_TESTS}/{name}" for name in compiled)]
     verify = ["verify", "--device", "cuda", *named, "--json", str(out / "verify.json")]
     # Cached blocks hide what runs past an allocation.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -97,8 +106,9 @@ def steps_on_gpu(out: Path, sanitizer: str | None, empty: str) -> list[Step]:
     compiling = {"TORCHINDUCTOR_CACHE_DIR": empty}
     why_not = "" if sanitizer else "compute-sanitizer is not on the path"
     return [
-        Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=120, group="build"),
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], limit_s=150, group="build"),
         Step("compile", [python, "benchmarks/compile_kernels.py"], limit_s=150, group="build"),
+        Step("engines", [python, "-c", ENGINES]),
         Step("tests", [python, "-m", "pytest", "-q", "-n", "6", *tests], limit_s=150, group="check"),
         *(
             Step(

@@ -1,6 +1,7 @@
-"""The short list that compute-sanitizer watches: every Triton kernel, small and odd shapes, in place and not.
+"""The short list that compute-sanitizer watches: every kernel of both GPU engines, small and odd shapes, in
+place and not.
 
-Runs on a GPU, or under TRITON_INTERPRET=1 on a CPU (a rehearsal). Prints how many calls it made.
+Runs on a GPU, or under TRITON_INTERPRET=1 on a CPU (a rehearsal, of Triton alone). Prints how many calls it made.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import torch
 
 from mod_kernels import backends, functional
 from mod_kernels._verify_inputs import Case, Inputs
+from mod_kernels.backends import Engine
+from mod_kernels.backends.cuda import CUDA
 from mod_kernels.backends.triton import TRITON
 from mod_kernels.spec import CONV_KINDS, POSITIONS
 
@@ -23,14 +26,18 @@ LARGE_SELECTORS = (Case(1, 2048, 7, 7, 32, 128), Case(65, 2048, 7, 7, 32, 128))
 
 
 def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    calls = run_all(jobs() if device == "cuda" else rehearsal(), device)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    print(f"{calls} calls on {device}")
+    if not torch.cuda.is_available():
+        print(f"{run_all(rehearsal(), 'cpu', TRITON)} calls on cpu")
+        return
+    for engine in (TRITON, CUDA):
+        status = engine.describe()["status"]
+        if status == "ok":
+            status = f"{run_all(jobs(), 'cuda', engine)} calls on cuda"
+            torch.cuda.synchronize()
+        print(f"{engine.name}: {status}")
 
 
-Job = tuple[Callable[[Inputs], int], Case, torch.dtype, str]
+Job = tuple[Callable[[Inputs, Engine], int], Case, torch.dtype, str]
 
 
 def jobs() -> list[Job]:
@@ -45,13 +52,15 @@ def rehearsal() -> list[Job]:
     return [(run, CASES[1], dtype, "nchw") for dtype in DTYPES]
 
 
-def run_all(wanted: list[Job], device: str) -> int:
-    """The number of calls made; one that Triton does not serve raises."""
-    with torch.inference_mode(), backends.use_backend("triton"):
-        return sum(work(Inputs(case, dtype, layout, device, seed=0)) for work, case, dtype, layout in wanted)
+def run_all(wanted: list[Job], device: str, engine: Engine) -> int:
+    """The number of calls made; one that the engine does not serve raises."""
+    with torch.inference_mode(), backends.use_backend(engine.name):
+        return sum(
+            work(Inputs(case, dtype, layout, device, seed=0), engine) for work, case, dtype, layout in wanted
+        )
 
 
-def run(inputs: Inputs) -> int:
+def run(inputs: Inputs, engine: Engine) -> int:
     """Every op on one case."""
     calls = 0
     x, spec = inputs.feature_map(), inputs.spec("bottleneck", "first")
@@ -69,27 +78,35 @@ def run(inputs: Inputs) -> int:
             spec = inputs.spec(kind, position)
             functional.mod_block(x, spec)
             functional.mod_block_(inputs.feature_map(), spec)
-            TRITON.ops["tail_"](inputs.feature_map(), scores, index, *spec.conv_arguments)
-            calls += 3
-    return calls + run_backward(inputs)
+            calls += 2
+            calls += call(engine, "tail_", inputs.feature_map(), scores, index, *spec.conv_arguments)
+    return calls + run_backward(inputs, engine)
 
 
-def run_backward(inputs: Inputs) -> int:
+def call(engine: Engine, name: str, *arguments: object) -> int:
+    """Run a raw op if the engine has it: 1 if it has, else 0."""
+    if name not in engine.ops:
+        return 0
+    engine.ops[name](*arguments)
+    return 1
+
+
+def run_backward(inputs: Inputs, engine: Engine) -> int:
     """The backward ops, with every part and every gradient."""
-    x, spec, calls = inputs.feature_map(), inputs.spec("bottleneck", "first"), 1
+    x, spec = inputs.feature_map(), inputs.spec("bottleneck", "first")
     scores, index, pooled = inputs.scores(), inputs.index(), inputs.pooled()
     hidden = torch.relu(pooled @ spec.fc1_weight.float().t())
     forward = (scores, index, hidden, pooled, spec.fc1_weight, spec.fc2_weight)
-    TRITON.ops["select_channels_backward"](inputs.scores(), *forward, *[True] * 5)
+    calls = call(engine, "select_channels_backward", inputs.scores(), *forward, *[True] * 5)
     for position in POSITIONS:
         z, y = inputs.branch(False), inputs.residual().relu()
-        TRITON.ops["fuse_channels_backward"](x, z, scores, index, position, True, True)
-        TRITON.ops["input_gradient"](x, pooled, z, index, y, inputs.branch(False).relu(), position)
-        calls += 2
+        calls += call(engine, "fuse_channels_backward", x, z, scores, index, position, True, True)
+        before = inputs.branch(False).relu()
+        calls += call(engine, "input_gradient", x, pooled, z, index, y, before, position)
     return calls
 
 
-def run_large(inputs: Inputs) -> int:
+def run_large(inputs: Inputs, engine: Engine) -> int:
     """The selector and a block."""
     x, spec = inputs.feature_map(), inputs.spec("bottleneck", "first")
     functional.select_channels(x, spec.fc1_weight, spec.fc2_weight, spec.k)

@@ -199,6 +199,10 @@ OPS: dict[str, OpDefinition] = {
 }
 
 
+def _without_counters(fake: Callable) -> Callable:
+    return lambda *arguments: fake(*arguments[:-1])
+
+
 def define(namespace: str, ops: list[str], with_counters: tuple[str, ...] = ()) -> torch.library.Library:
     """Define ``ops`` of the table in ``namespace``.
 
@@ -213,6 +217,7 @@ def define(namespace: str, ops: list[str], with_counters: tuple[str, ...] = ()) 
         arguments, returns, fake = OPS[name]
         if name in with_counters:
             arguments += ", Tensor(counters!) counters"
+            fake = _without_counters(fake)
         library.define(f"{name}({arguments}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
     _flops.register(namespace, ops)

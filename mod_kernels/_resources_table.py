@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from rich.console import Console
 from rich.table import Table
 
+from .backends import cuda_resources
 from .backends.triton.resources import Row
 
 MISSING = "-"
@@ -21,8 +22,9 @@ _OF_BINARY = tuple(
 )
 
 
-def as_json(about: dict[str, object], rows: list[Row]) -> str:
-    """``about``, and a line a variant: what it is and, under each capability, the values of ``columns``.
+def as_json(about: dict[str, object], rows: list[Row], cuda_rows: list[cuda_resources.Row] = ()) -> str:
+    """``about``, and a line a variant: what it is and, under each capability, the values of ``columns``; and a
+    line a kernel of the CUDA engine.
 
     There are some ten thousand rows, in which nothing else would be short enough to keep.
     """
@@ -34,7 +36,8 @@ def as_json(about: dict[str, object], rows: list[Row]) -> str:
     gpus = {str(row.capability): row.estimate_gpu for row in rows if row.estimate_gpu}
     head = json.dumps(about | {"estimates_for": gpus, "columns": _OF_BINARY}, indent=1).removesuffix("\n}")
     lines = ",\n".join(json.dumps(one) for one in variants.values())
-    return f'{head},\n "variants": [\n{lines}\n ]\n}}\n'
+    kernels = ",\n".join(json.dumps(asdict(row)) for row in cuda_rows)
+    return f'{head},\n "variants": [\n{lines}\n ],\n "cuda_kernels": [\n{kernels}\n ]\n}}\n'
 
 
 def _short(value: object) -> object:
@@ -83,11 +86,49 @@ def show(rows: list[Row], console: Console) -> None:
         "time over the memory's"
     )
     console.print(table)
+    _judge(rows, "variants", console)
+
+
+def show_cuda(rows: list[cuda_resources.Row], console: Console) -> None:
+    """The same of the CUDA engine's kernels; of those made for several dtypes the worst."""
+    table = Table(title="CUDA kernels, ahead of time; the worst of the instantiations")
+    for heading in ("kernel", "sm"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (
+        "instantiations",
+        "registers",
+        "spilled\nbytes",
+        "stack\nbytes",
+        "loads,\nbytes",
+        "stores,\nbytes",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    groups: dict[tuple[str, int], list[cuda_resources.Row]] = {}
+    for row in rows:
+        groups.setdefault((row.kernel.partition("<")[0], row.capability), []).append(row)
+    for (kernel, capability), group in sorted(groups.items()):
+        table.add_row(
+            kernel,
+            str(capability),
+            str(len(group)),
+            _worst(max, (row.registers for row in group)),
+            _worst(max, (row.spill_bytes for row in group)),
+            _worst(max, (row.stack_bytes for row in group)),
+            _worst(min, (row.load_widths and row.load_widths[1] for row in group)),
+            _worst(min, (row.store_widths and row.store_widths[1] for row in group)),
+        )
+    table.caption = "widest loads and stores of a thread, of the instantiation where those are narrowest"
+    console.print(table)
+    _judge(rows, "kernels", console)
+
+
+def _judge(rows: list, what: str, console: Console) -> None:
+    """Every row that is not ok, and the verdict."""
     wrong = [row for row in rows if not row.ok]
     for row in wrong:
         reason = f"does not compile: {' '.join(row.error.split())}" if row.error else ", ".join(row.problems)
         console.print(f"{row.name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    verdict = f"FAILED: {len(wrong)} of {len(rows)} variants" if wrong else f"ok: {len(rows)} variants"
+    verdict = f"FAILED: {len(wrong)} of {len(rows)} {what}" if wrong else f"ok: {len(rows)} {what}"
     console.print(verdict, highlight=False)
 
 

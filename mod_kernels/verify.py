@@ -36,7 +36,7 @@ from ._verify_inputs import Case, Inputs, cases, spec_in_float64, special_cases
 from .spec import CONV_KINDS, MoDSpec, read_form, unpacked
 
 LAYOUTS = ("nchw", "channels_last", "sliced")
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from mod_kernels import cli, tune, verify
 from mod_kernels.backends import triton
+from mod_kernels.backends.cuda import CUDA
 from mod_kernels.bench import blocks, store
 from mod_kernels.bench.shapes import Shape
 from mod_kernels.tune.search import Verdict
@@ -147,7 +148,10 @@ def test_info_says_what_works_and_why_the_rest_does_not(monkeypatch):
     assert lines["torch"] == torch.__version__
     assert lines["MOD_KERNELS_BACKEND"] == "reference"
     assert torch.backends.cpu.get_cpu_capability() in lines["cpu"]
-    assert lines["backend cuda"] == "the CUDA C++ engine is not part of this version"
+    if CUDA.library is None:
+        assert lines["backend cuda"] == CUDA.problem
+    else:
+        assert f"library {CUDA.library.name}, built for 8.0 " in lines["backend cuda"]
     assert "backend cpu" in lines
     assert "backend triton" in lines
 

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mod_kernels.backends.native import NATIVE, isa_levels
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = sorted(NATIVE.glob("libmod_kernels_cpu_*.so"))
+LIBRARIES = sorted(NATIVE.glob("libmod_kernels_*.so"))
+# What setup.py asks of torch: without a major version of CUDA of its own it wants no nvcc.
+CUDA = torch.version.cuda
+MAJOR = CUDA and CUDA.partition(".")[0]
 
 
 @pytest.mark.skipif(not LIBRARIES or shutil.which("nm") is None, reason="no library built, or no nm")
@@ -32,8 +36,9 @@ def source_tree(tmp_path):
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in"):
         shutil.copy(ROOT / name, tmp_path)
     # One empty file in the place of the kernels: what matters is how the build ends.
-    (tmp_path / "csrc/cpu").mkdir(parents=True)
-    (tmp_path / "csrc/cpu/empty.cpp").write_text("")
+    for name in ("cpu/empty.cpp", "cuda/empty.cu"):
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True)
+        (tmp_path / "csrc" / name).write_text("")
     return tmp_path
 
 
@@ -54,12 +59,15 @@ def broken_compiler(tmp_path, request):
     return request.param, {"CC": str(broken), "CXX": str(broken)}
 
 
-def run_build(tree, mode, **environment):
+def run_build(tree, mode, cuda=None, **environment):
+    """``cuda``: what torch says it is built for; with None nvcc is not asked."""
     native = tree / "lib" / "mod_kernels" / "_native"
     native.mkdir(parents=True)
-    (native / "libmod_kernels_cpu_old.so").write_text("of an earlier build")
+    for old in ("libmod_kernels_cpu_old.so", "libmod_kernels_cuda_1.so"):
+        (native / old).write_text("of an earlier build")
+    build = f"import runpy, torch; torch.version.cuda = {cuda!r}; runpy.run_path('setup.py', run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib=lib"],
+        [sys.executable, "-c", build, "-q", "build_ext", "--build-lib=lib"],
         cwd=tree,
         env={**os.environ, "MOD_KERNELS_BUILD": mode, **environment},
         capture_output=True,
@@ -80,7 +88,8 @@ def test_build_auto_when_it_fails(source_tree, broken_compiler):
     able, environment = broken_compiler
     done, reason, libraries = run_build(source_tree, "auto", **environment)
     assert done.returncode == 0, done.stderr
-    assert reason.count("was not built") == (1 if isa_levels() == ["base"] else 3)
+    assert reason.count("mod_kernels_cpu_") == (1 if isa_levels() == ["base"] else 3)
+    assert f"mod_kernels_cuda was not built: torch {torch.__version__} is built without CUDA\n" in reason
     if able != "nothing":
         assert "no such luck" in reason  # the compiler's own words, which pip hides
     assert libraries == []
@@ -96,6 +105,83 @@ def test_build_unknown_mode(source_tree):
     done, _, _ = run_build(source_tree, "maybe")
     assert done.returncode != 0
     assert "MOD_KERNELS_BUILD must be auto, require or off, got 'maybe'" in done.stderr
+
+
+# ---- the GPU's library
+
+
+@pytest.fixture
+def fake_nvcc(tmp_path):
+    """Makes an nvcc of some version, which compiles nothing; gives the environment that has it."""
+
+    def make(release, version_of="echo 'Cuda compilation tools, release {}, V1'"):
+        home = tmp_path / "toolkit"
+        (home / "bin").mkdir(parents=True)
+        nvcc = home / "bin" / "nvcc"
+        nvcc.write_text(
+            "#!/bin/sh\n"
+            f"case $1 in --version) {version_of.format(release)}; exit;;\n"
+            "--list-gpu-code) echo sm_80; exit;;\n"
+            f"--dryrun) echo '#$ TOP={home}/bin/..' >&2; exit;; esac\n"
+            "echo 'fatal error: nothing is compiled here'; exit 1\n"
+        )
+        nvcc.chmod(0o755)
+        return {"CUDA_HOME": str(home)}
+
+    return make
+
+
+def cpu_libraries():
+    return [
+        f"libmod_kernels_cpu_{level}.so"
+        for level in (["base"] if isa_levels() == ["base"] else ("v2", "v3", "v4"))
+    ]
+
+
+@pytest.mark.parametrize("mode", ["auto", "require"])
+def test_without_nvcc_the_rest_is_built(source_tree, mode, tmp_path):
+    """No failure under ``require`` either: there is nothing to fail."""
+    done, reason, libraries = run_build(source_tree, mode, "13.0", CUDA_HOME=str(tmp_path / "nowhere"))
+    assert done.returncode == 0, done.stderr
+    assert libraries == cpu_libraries()
+    assert reason.startswith("mod_kernels._native.mod_kernels_cuda was not built: nvcc can't be run: ")
+    assert reason.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "cuda,said",
+    [
+        ("12.8", "nvcc is of release 11.4, torch {} of CUDA 12.8"),
+        (None, "torch {} is built without CUDA"),
+    ],
+)
+def test_an_nvcc_that_does_not_fit_torch_is_left_alone(source_tree, fake_nvcc, cuda, said):
+    done, reason, libraries = run_build(source_tree, "require", cuda, **fake_nvcc("11.4"))
+    assert done.returncode == 0, done.stderr
+    assert libraries == cpu_libraries()
+    assert reason == f"mod_kernels._native.mod_kernels_cuda was not built: {said.format(torch.__version__)}\n"
+
+
+@pytest.mark.skipif(CUDA is None, reason="this torch has no CUDA libraries to link with")
+def test_an_nvcc_that_fails_fails_by_the_same_rule(source_tree, fake_nvcc):
+    toolkit = fake_nvcc(CUDA)
+    done, reason, libraries = run_build(source_tree, "auto", CUDA, **toolkit)
+    assert done.returncode == 0, done.stderr
+    assert libraries == cpu_libraries()
+    assert f"mod_kernels_cuda_{MAJOR} was not built: " in reason and "nothing is compiled here" in reason
+    shutil.rmtree(source_tree / "lib")
+    done, *_ = run_build(source_tree, "require", CUDA, **toolkit)
+    assert done.returncode != 0
+    assert f"mod_kernels_cuda_{MAJOR}" in done.stderr
+
+
+@pytest.mark.skipif(CUDA is None or shutil.which("nvcc") is None, reason="needs nvcc and a torch built for CUDA")
+def test_one_library_for_the_cuda_version_that_torch_has(source_tree):
+    done, reason, libraries = run_build(source_tree, "require", CUDA)
+    if reason:
+        pytest.skip(reason)  # of another major version
+    assert done.returncode == 0, done.stderr
+    assert libraries == [*cpu_libraries(), f"libmod_kernels_cuda_{MAJOR}.so"]
 
 
 @pytest.fixture

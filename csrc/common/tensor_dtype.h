@@ -1,11 +1,11 @@
-// torch's names for the dtypes of common/dtype.h.
+// torch's names for the dtypes of dtype.h.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 
-#include "../common/dtype.h"
+#include "dtype.h"
 
 namespace mod_kernels {
 

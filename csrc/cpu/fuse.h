@@ -3,10 +3,9 @@
 
 #include "../common/dtype.h"
 #include "../common/layout.h"
+#include "../common/position.h"
 
 namespace mod_kernels {
-
-enum class Position { kFirst, kLast, kOriginal };
 
 // The channel that gathered channel j is added to.
 inline int64_t target_channel(Position position, int64_t j, int64_t k, int64_t channels,

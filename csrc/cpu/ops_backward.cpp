@@ -13,46 +13,9 @@
 namespace mod_kernels {
 namespace {
 
-// (rows, columns), dense; the values of A, or of an index.
-void check_matrix(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
-  require(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns, name, " must have shape (", rows, ", ",
-          columns, ")");
-  require(t.is_contiguous(), name, " must be contiguous");
-}
-template <class A>
-const A* matrix(const Tensor& t, const char* name, int64_t rows, int64_t columns) {
-  check_matrix(t, name, rows, columns);
-  require(t.scalar_type() == scalar_type<A>, name, " must be float32, float64 for float64");
-  return read<A>(t);
-}
 const int64_t* index_matrix(const Tensor& t, int64_t rows, int64_t columns, int64_t channels) {
   check_matrix(t, "index", rows, columns);
   return checked_index(t, channels);
-}
-
-// A map to go beside x: of its N, H, W and layout, which a map of one channel or one pixel fits whatever it
-// is.
-template <class T>
-FeatureMap<T> map_beside(const Tensor& t, const char* name, const FeatureMap<T>& x) {
-  require(t.dim() == 4, name, " must have 4 dimensions");
-  FeatureMap<T> map = input_map<T>(t);
-  require(map.n == x.n && map.h == x.h && map.w == x.w, name, " must have dy's N, H and W");
-  if (map.c == 1 || map.hw() == 1) map.layout = x.layout;
-  require(map.layout == x.layout, name, " must have dy's layout");
-  return map;
-}
-// The k gathered channels.
-template <class T>
-FeatureMap<T> narrow_map(const Tensor& t, const char* name, const FeatureMap<T>& x) {
-  const FeatureMap<T> map = map_beside(t, name, x);
-  require(map.c >= 1 && map.c <= x.c, name, " must have between 1 and C=", x.c, " channels, got ", map.c);
-  return map;
-}
-
-template <class T>
-FeatureMap<T> gradient_map(const Tensor& dy) {
-  require(dy.dim() == 4, "dy must have 4 dimensions");
-  return input_map<T>(dy);
 }
 
 using Two = std::tuple<Returned, Returned>;

@@ -7,7 +7,7 @@
 #include <limits>
 #include <optional>
 
-#include "tensor_dtype.h"
+#include "../common/tensor_dtype.h"
 
 namespace mod_kernels {
 namespace {

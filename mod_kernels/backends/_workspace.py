@@ -1,6 +1,6 @@
 """The counters by which a block's programs know the last of a sample: whose they are, and that they are zero.
 
-A launch finds its counters at zero and leaves them so. What runs at the same time must not share any:
+A launch of any engine finds its counters at zero and leaves them so. What runs at the same time must share none:
 
 * calls outside of a graph: one set for each device and stream, where launches follow each other;
 * a call that a CUDA graph captures: a set of its own for as long as the process lives, because its replay may run
@@ -13,6 +13,8 @@ with it. In the interpreter an exception can stop a launch half way: :func:`forg
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -52,6 +54,19 @@ def counters_for(x: Tensor) -> Tensor:
     if device not in _slabs:
         _slabs[device] = _Slab(x.device)
     return _kept(x, (device, torch.cuda.current_stream(device).cuda_stream), samples)
+
+
+def with_counters(op: Callable) -> Callable:
+    """``op`` with the last of its arguments given."""
+
+    def call(x, *arguments):
+        try:
+            return op(x, *arguments, counters_for(x))
+        except BaseException:
+            forget()  # a launch that was stopped half way leaves its counters as they are then
+            raise
+
+    return call
 
 
 def forget() -> None:

@@ -1,8 +1,7 @@
 """The CPU engine: the compiled library of this machine's ISA level, and the words of whatever stopped it.
 
-The libraries hold only implementations; the schemas come from :mod:`mod_kernels._library`. There is one per
-ISA level, because the code is vectorised by hand for the level's register width. The level is the one PyTorch
-itself uses (``torch.backends.cpu.get_cpu_capability()``, which ``ATEN_CPU_CAPABILITY`` lowers).
+There is one per ISA level, because the code is vectorised by hand for the level's register width. The level is the
+one PyTorch itself uses (``torch.backends.cpu.get_cpu_capability()``, which ``ATEN_CPU_CAPABILITY`` lowers).
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import torch
 from .. import _library
 from .._layout import CHANNELS_LAST, NCHW
 from ..spec import DTYPES
+from ._compiled_library import NATIVE, is_served, load, why_not_built
 from ._engine import Call, Engine, Support
 
-NATIVE = Path(__file__).parents[1] / "_native"
-REASON_FILE = NATIVE / "build_failure.txt"  # written by setup.py
 NAMESPACE = "mod_kernels_cpu"
 OPS = (
     "select_channels",
@@ -64,27 +62,16 @@ class CpuEngine(Engine):
         """Load the fastest library there is, keeping the reason for each that there is not."""
         for level in isa_levels():
             path = NATIVE / f"libmod_kernels_cpu_{level}.so"
-            if not path.exists():
-                self.problems.append(f"{path.name} is not there")
-                continue
-            try:
-                torch.ops.load_library(path)
-            except (OSError, RuntimeError) as error:
-                # torch names the path and keeps the loader's own words as the cause.
-                self.problems.append(f"{path.name} could not be loaded: {error.__cause__ or error}")
-                continue
-            missing = [name for name in OPS if not _is_served(name)]
-            if missing:  # and the next level can't take its place: some ops are served now
-                self.problems.append(
-                    f"{path.name} was compiled from other sources: it has no {', '.join(missing)}; build again"
-                )
+            problem = load(path, NAMESPACE, OPS, "CPU")
+            if not problem:
+                self.library = path
+                namespace = getattr(torch.ops, NAMESPACE)
+                self.ops = {name: getattr(namespace, name).default for name in OPS}
                 return
-            self.library = path
-            namespace = getattr(torch.ops, NAMESPACE)
-            self.ops = {name: getattr(namespace, name).default for name in OPS}
-            return
-        if REASON_FILE.exists():
-            self.problems.append(REASON_FILE.read_text().strip())
+            self.problems.append(problem)
+            if any(is_served(NAMESPACE, name, "CPU") for name in OPS):
+                return  # of other sources: the next level can't take its place, some ops are served now
+        self.problems += why_not_built("mod_kernels_cpu")
 
     def supports(self, call: Call) -> Support:
         if self.library is None:
@@ -111,10 +98,6 @@ class CpuEngine(Engine):
         if self.problems:
             described["passed over"] = "; ".join(self.problems)
         return described
-
-
-def _is_served(name: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU")
 
 
 CPU = CpuEngine()

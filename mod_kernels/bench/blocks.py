@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -217,11 +218,11 @@ class CellRows:
 def _candidates(spec, x: Tensor, engine: str, rows: CellRows) -> list[Provider]:
     """The plain forms and ours; a row for each of ours that can't run."""
     found = [providers.plain_provider(name.removeprefix("plain-"), spec) for name in PLAIN]
-    for ending in ("", IN_PLACE, FED):
+    for name, ending in itertools.product((engine, *providers.BESIDE[x.device.type]), ("", IN_PLACE, FED)):
         try:
-            found.append(providers.engine_provider(engine, spec, ending != "", x, fed=ending == FED))
+            found.append(providers.engine_provider(name, spec, ending != "", x, fed=ending == FED))
         except Unavailable as reason:
-            rows.add(engine + ending, f"left out: {reason}")
+            rows.add(name + ending, f"left out: {reason}")
     return found
 
 
@@ -246,8 +247,16 @@ def _timed(provider: Provider, x: Tensor, mode: str, shared: Rotation | None = N
     """
     shared = Rotation(x, 1) if shared is None else shared
     given = Rotation(x.clone(), shared.copies) if provider.in_place else shared
-    call = providers.graphed(provider.run, given.first) if mode == "graph" else given.calling(provider.run)
-    return Timed(provider.name, call, (lambda: given.refill(x)) if provider.in_place else lambda: None)
+    with backends.use_backend(provider.backend or backends.requested()):
+        call = providers.graphed(provider.run, given.first) if mode == "graph" else given.calling(provider.run)
+
+    def prepare() -> None:
+        if provider.backend:
+            backends.request(provider.backend)  # here, where it takes none of the call's time
+        if provider.in_place:
+            given.refill(x)
+
+    return Timed(provider.name, call, prepare)
 
 
 def bandwidth_gbs(device: str) -> float:

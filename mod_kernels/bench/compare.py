@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from .paper_table import OPTIMIZED
-from .providers import ENGINES, FED, IN_PLACE
+from .providers import BESIDE, ENGINES, FED, IN_PLACE
 from .store import Results, Row, machine_key
 from .table import by_cell
 
-OURS = {engine + ending for engine in ENGINES.values() for ending in ("", IN_PLACE, FED)} | {"fused", OPTIMIZED}
+_ENGINES = {*ENGINES.values(), *(engine for beside in BESIDE.values() for engine in beside)}
+OURS = {engine + ending for engine in _ENGINES for ending in ("", IN_PLACE, FED)} | {"fused", OPTIMIZED}
 AGREEING = 0.1  # ratios this close to 1 are said to agree
 
 

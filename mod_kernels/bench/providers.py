@@ -26,8 +26,10 @@ COMPILE, MAX_AUTOTUNE = "compile", "compile-max-autotune"
 # torch.compile's modes. "max-autotune" itself would run in CUDA graphs of its own, which copy x at each call and
 # can't be captured in another graph; so the tuned kernels are timed bare and in our graphs, like all others.
 COMPILED = {COMPILE: "default", MAX_AUTOTUNE: "max-autotune-no-cudagraphs"}
-# The engine of ours that is measured on a device, and what is added to its name.
+# The engine of ours that is measured on a device, what is added to its name, and engines of ours that a block is
+# measured on beside it.
 ENGINES = {"cpu": "cpu", "cuda": "triton"}
+BESIDE = {"cpu": (), "cuda": ("cuda",)}
 IN_PLACE, FED = "-inplace", "-inplace-fed"
 
 
@@ -44,6 +46,7 @@ class Provider:
     checked: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     in_place: bool = False
     compile_s: float | None = None  # of the first call, where that compiles
+    backend: str | None = None  # what run must be called under
 
 
 def conv_block(x: Tensor, spec: MoDSpec) -> Tensor:
@@ -131,7 +134,8 @@ def engine_provider(backend: str, spec: MoDSpec, in_place: bool, x: Tensor, fed:
         index = reference.rank_channels(logits, spec.k)
         return y, torch.sigmoid(logits.gather(1, index)), index
 
-    return Provider(backend + (FED if fed else IN_PLACE if in_place else ""), run, checked, in_place)
+    name = backend + (FED if fed else IN_PLACE if in_place else "")
+    return Provider(name, run, checked, in_place, backend=backend)
 
 
 def same_arithmetic() -> AbstractContextManager:

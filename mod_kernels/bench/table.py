@@ -11,7 +11,7 @@ from rich.table import Table
 from .blocks import COLD
 from .machine import signature
 from .networks import PLAIN_FORMS as PLAIN_NETWORKS
-from .providers import COMPILED, ENGINES, FED, IN_PLACE, PLAIN
+from .providers import BESIDE, COMPILED, ENGINES, FED, IN_PLACE, PLAIN
 from .store import Results, Row
 
 MISSING = "-"
@@ -76,12 +76,13 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
     what = "MoD block in training" if mode == TRAIN else "MoD block"
     table = Table(title=f"{what}, {dtype}, {layout}, {device}, {where}{reads}; median ms", **_NARROW)
     measured = {row.provider for row in rows}
-    names = [*PLAIN, *COMPILED, ours, ours + IN_PLACE, ours + FED, "big-pass", "floor"]
+    engines = [engine + ending for engine in (ours, *BESIDE[device]) for ending in ("", IN_PLACE, FED)]
+    names = [*PLAIN, *COMPILED, *engines, "big-pass", "floor"]
     names = [name for name in names if name in measured]
     for heading in ("block", "N"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in names:
-        style = "bold" if name.startswith(ours) else ""
+        style = "bold" if name in engines else ""
         table.add_column(name.replace("-", "\n"), justify="right", style=style)
     limits = any(row.limit_ms for row in rows)
     if limits:

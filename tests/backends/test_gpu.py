@@ -1,42 +1,50 @@
-"""What only a GPU shows: graphs, streams, views that are not 16-byte aligned, large tensors, repeatability."""
+"""What only a GPU shows of its engines: graphs, streams, unaligned views, large tensors, repeatability."""
 
 import pytest
 import torch
 
 from mod_kernels import functional
-from mod_kernels.backends import use_backend
+from mod_kernels.backends import Call, use_backend
+from mod_kernels.backends.cuda import CUDA
 from mod_kernels.backends.triton import TRITON
 
-from ...support import feature_map, make_spec
-from .checks import check_block, differing_runs, same_bits
+from ..support import feature_map, make_spec
+from .triton.checks import check_block, differing_runs, same_bits
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("poisoned"),
+]
 
 SHAPES = [(3, 256, 56, 56), (3, 512, 28, 28), (2, 2048, 7, 7)]
 # Clock ticks that a stream waits for, some 0.1 ms: what is queued behind on two streams then starts together.
 WAIT = 200_000
 
 
-@pytest.fixture(autouse=True)
-def needs_a_gpu(device):
-    if device != "cuda":
-        pytest.skip("needs a CUDA device")
+@pytest.fixture(params=[TRITON, CUDA], ids=lambda engine: engine.name)
+def engine(request):
+    answer = request.param.supports(Call("mod_block", "cuda", torch.float16, "nchw", 64, 1))
+    if not answer.ok:
+        pytest.skip(answer.reason)
+    return request.param
 
 
 def paper_spec(channels, dtype=torch.float16):
     return make_spec(channels, channels // 64, dtype=dtype, device="cuda")
 
 
-def block(x, spec, op="mod_block"):
-    return TRITON.ops[op](x, *spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+def block(engine, x, spec, op="mod_block"):
+    return engine.ops[op](x, *spec.selector_arguments, None, spec.k, *spec.conv_arguments)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
-def test_a_graph_replays_on_new_values_and_beside_another(shape, op):
+def test_a_graph_replays_on_new_values_and_beside_another(shape, op, engine):
     """Two graphs captured on streams of their own, replayed at once, again and again, on fresh inputs."""
     spec = paper_spec(shape[1])
     inputs = [feature_map(shape, torch.float16, device="cuda") for _ in range(2)]
     graphs, outputs, streams = [], [], [torch.cuda.Stream(), torch.cuda.Stream()]
-    with torch.inference_mode(), use_backend("triton"):
+    with torch.inference_mode(), use_backend(engine.name):
         getattr(functional, op)(inputs[0].clone(), spec)
         for x, stream in zip(inputs, streams, strict=True):
             torch.cuda.synchronize()
@@ -58,7 +66,7 @@ def test_a_graph_replays_on_new_values_and_beside_another(shape, op):
                 assert same_bits(y, functional.mod_block(value, spec))
 
 
-def test_the_current_stream_is_used():
+def test_the_current_stream_is_used(engine):
     """Queued behind a long kernel on a side stream, the op sees what that stream has written before."""
     x, spec, side = (
         torch.zeros((2, 256, 56, 56), device="cuda"),
@@ -71,28 +79,28 @@ def test_the_current_stream_is_used():
         torch.cuda._sleep(100_000_000)
         x.copy_(value)
         before = x.clone()
-        result = block(x, spec)
+        result = block(engine, x, spec)
     side.synchronize()
     check_block(before, spec, *result)
 
 
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
-def test_views_that_are_not_aligned(op):
+def test_views_that_are_not_aligned(op, engine):
     storage = feature_map((1, 1, 1, 2 * 64 * 49 + 1), torch.float16, device="cuda").flatten()
     x, spec = storage[1:].view(2, 64, 7, 7), paper_spec(64)
     assert x.data_ptr() % 16
     before = x.clone()
-    result = block(x, spec, op)
+    result = block(engine, x, spec, op)
     check_block(before, spec, *(result if op == "mod_block" else (x, result)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
-def test_two_streams_at_once(op, shape):
+def test_two_streams_at_once(op, shape, engine):
     """Calls queued behind a wait on each of two streams, on values of their own: each its own bits every time."""
     spec, streams = paper_spec(shape[1]), [torch.cuda.Stream(), torch.cuda.Stream()]
     values = [feature_map(shape, torch.float16, device="cuda") for _ in streams]
-    expected = [block(value, spec)[0] for value in values]
+    expected = [block(engine, value, spec)[0] for value in values]
     wrong = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in streams]
     torch.cuda.synchronize()
     for _ in range(20):
@@ -103,7 +111,7 @@ def test_two_streams_at_once(op, shape):
             for stream, value, right, count in zip(streams, values, expected, wrong, strict=True):
                 with torch.cuda.stream(stream):
                     x = value.clone()
-                    result = block(x, spec, op)
+                    result = block(engine, x, spec, op)
                     y = x if op == "mod_block_" else result[0]
                     count += torch.ne(y.view(torch.int16), right.view(torch.int16)).any()
     torch.cuda.synchronize()
@@ -111,7 +119,7 @@ def test_two_streams_at_once(op, shape):
 
 
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
-def test_a_batch_of_more_than_2_to_the_31_elements(op):
+def test_a_batch_of_more_than_2_to_the_31_elements(op, engine):
     """The first sample and the last, which begins beyond; out of place y is as large."""
     shape, spec = (2677, 256, 56, 56), paper_spec(256)
     if torch.cuda.mem_get_info()[0] < 16 << 30:
@@ -119,7 +127,7 @@ def test_a_batch_of_more_than_2_to_the_31_elements(op):
     x = torch.empty(shape, dtype=torch.float16, device="cuda").normal_()
     ends = [slice(0, 1), slice(-1, None)]
     before = [x[end].clone() for end in ends]
-    result = block(x, spec, op)
+    result = block(engine, x, spec, op)
     y, logits = result if op == "mod_block" else (x, result)
     for end, sample in zip(ends, before, strict=True):
         check_block(sample, spec, y[end], logits[end])
@@ -127,18 +135,18 @@ def test_a_batch_of_more_than_2_to_the_31_elements(op):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_ten_thousand_runs_give_the_same_bits(shape, dtype):
+def test_ten_thousand_runs_give_the_same_bits(shape, dtype, engine):
     x, spec = feature_map(shape, dtype, device="cuda"), paper_spec(shape[1], dtype)
-    assert differing_runs(lambda: block(x, spec), 10_000) == 0
+    assert differing_runs(lambda: block(engine, x, spec), 10_000) == 0
 
 
-def test_torch_compile_with_cuda_graphs():
+def test_torch_compile_with_cuda_graphs(engine):
     x, spec = feature_map((3, 512, 28, 28), torch.float16, device="cuda"), paper_spec(512)
 
     def block(x):
         return functional.mod_block(x.relu(), spec) + 1
 
-    with torch.inference_mode(), use_backend("triton"):
+    with torch.inference_mode(), use_backend(engine.name):
         compiled = torch.compile(block, mode="reduce-overhead", fullgraph=True)
         for _ in range(4):
             x.copy_(feature_map(x.shape, torch.float16, device="cuda"))

@@ -199,7 +199,7 @@ def test_an_engine_that_is_not_there_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(providers, "ENGINES", {"cpu": "cuda"})
     rows = {row.provider: row for row in _run_cell()}
     for name in ("cuda", "cuda-inplace", "cuda-inplace-fed"):
-        assert rows[name].check == "left out: the CUDA C++ engine is not part of this version"
+        assert rows[name].check == "left out: the CUDA kernels run on cuda, not on cpu"
         assert rows[name].median_ms is None
     assert rows["plain-clone"].median_ms > 0
 

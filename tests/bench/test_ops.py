@@ -100,7 +100,7 @@ def test_a_wrong_provider_gets_no_time_and_the_others_do(monkeypatch):
 def test_an_engine_that_is_not_there_is_left_out(monkeypatch):
     monkeypatch.setattr(ops.providers, "ENGINES", {"cpu": "cuda"})
     rows = measured()
-    assert rows["fuse_channels:cuda"].check.startswith("left out: the CUDA C++ engine")
+    assert rows["fuse_channels:cuda"].check.startswith("left out: the CUDA kernels run on cuda")
     assert rows["fuse_channels:plain"].check == "ok" and backends.requested() == "auto"
 
 

@@ -234,7 +234,7 @@ def test_the_gpu_run_leaves_at_most_eight_files(tmp_path):
     # Runs of one suite are appended to its file.
     assert sorted(names) == ["block.jsonl"] * 3 + ["network.jsonl", "verify.json"]
     names = [step.name for step in steps]
-    assert names[:3] == ["build", "compile", "tests"] and "verify" in names
+    assert names[:4] == ["build", "compile", "engines", "tests"] and "verify" in names
     bench = {step.name: step for step in steps if step.name.startswith("bench")}
     assert not any(step.group for step in bench.values())  # timed: alone
     assert names[-1] == "bench max-autotune"  # what takes as long as it may comes after all else
@@ -263,7 +263,7 @@ def test_compute_sanitizer_sees_every_kernel(monkeypatch):
     monkeypatch.setattr(launch, "run", lambda variant, *arguments: launched.append(variant))
     monkeypatch.setattr("mod_kernels.backends.triton._device_problem", lambda device: "")
     sanitize = _script("sanitize")
-    sanitize.run_all(sanitize.jobs(), "cpu")
+    sanitize.run_all(sanitize.jobs(), "cpu", sanitize.TRITON)
     assert {variant.kernel for variant in launched} == set(launch.kernels())
 
     def values(name):

@@ -13,7 +13,8 @@ import torch
 
 from ... import _layout, _library
 from .._engine import Call, Engine, Support
-from . import in_force, workspace
+from .._workspace import with_counters
+from . import in_force
 
 NAMESPACE = "mod_kernels_triton"
 _BACKWARD = ("fuse_channels_backward", "select_channels_backward", "input_gradient")
@@ -80,20 +81,7 @@ for _name in _OPS:
 
 def _callables() -> dict[str, Callable]:
     ops = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in _OPS}
-    return ops | {name: _with_counters(ops[name]) for name in _COUNTING}
-
-
-def _with_counters(op: Callable) -> Callable:
-    """``op`` with the last of its arguments given."""
-
-    def call(x, *arguments):
-        try:
-            return op(x, *arguments, workspace.counters_for(x))
-        except BaseException:
-            workspace.forget()  # a launch that was stopped half way leaves its counters as they are then
-            raise
-
-    return call
+    return ops | {name: with_counters(ops[name]) for name in _COUNTING}
 
 
 @functools.cache

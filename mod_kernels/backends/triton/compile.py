@@ -82,7 +82,7 @@ def _compile(variant: Variant, capability: int, aligned: bool) -> tuple[Resource
     run_time = [name for name in kernel.arg_names if name not in constants]
     pointers = {position: name for position, name in enumerate(run_time) if types[name].startswith("*")}
     cubin, log = _assemble(ptx.mark_arguments(compiled.asm["ptx"], pointers), target, options)
-    return _resources(log, compiled.metadata.shared), cubin, pointers
+    return resources_in(log, compiled.metadata.shared), cubin, pointers
 
 
 def _assemble(source: str, target: object, options: dict[str, object]) -> tuple[bytes, str]:
@@ -102,7 +102,8 @@ def _assemble(source: str, target: object, options: dict[str, object]) -> tuple[
     return cubin, log.getvalue()
 
 
-def _resources(log: str, shared: int) -> Resources:
+def resources_in(log: str, shared: int) -> Resources:
+    """What ptxas said of one kernel."""
     numbers = [
         r"Used (\d+) registers",
         r"(\d+) bytes spill stores",

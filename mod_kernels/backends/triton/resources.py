@@ -179,9 +179,9 @@ def _read(row: Row, shape: Shape, binary: Binary) -> Row:
         shared_bytes=taken.shared,
         occupancy=occupancy(row.capability, row.num_warps, taken.registers, taken.shared),
         instructions=len(instructions),
-        load_widths=_widths(one for one in instructions if one.loads),
-        store_widths=_widths(one for one in instructions if one.stores),
-        pool_load_widths=_widths(pool_loads),
+        load_widths=sass.widths(one for one in instructions if one.loads),
+        store_widths=sass.widths(one for one in instructions if one.stores),
+        pool_load_widths=sass.widths(pool_loads),
     )
     if not pool_loads:
         return row
@@ -203,11 +203,6 @@ def _is_pool_load(row: Row, binary: Binary, instruction: sass.Instruction) -> bo
         return False
     arguments = _POOLED_ARGUMENTS if pools else _SUMMED_ARGUMENTS
     return instruction.loads and binary.argument(instruction) in arguments
-
-
-def _widths(instructions: Iterable[sass.Instruction]) -> tuple[int, int] | None:
-    found = [one.width for one in instructions]
-    return (min(found), max(found)) if found else None
 
 
 def _size(dtype: str) -> int:

@@ -44,14 +44,19 @@ class Instruction:
 
 
 def disassemble(cubin: bytes) -> list[Instruction]:
-    """The instructions of a cubin's one kernel, by the nvdisasm that comes with Triton."""
+    """The instructions of a cubin's one kernel."""
+    return read(listing(cubin))
+
+
+def listing(cubin: bytes) -> str:
+    """What the nvdisasm that comes with Triton prints of a cubin."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.cubin")
         source.write_bytes(cubin)
         command = [knobs.nvidia.nvdisasm.path, "-c", "-g", str(source)]
-        return read(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def read(text: str) -> list[Instruction]:
@@ -69,6 +74,12 @@ def read(text: str) -> list[Instruction]:
             target = _TARGET.search(operands) if name.split(".")[0] == "BRA" else None
             found.append((name, line, target and target.group(1)))
     return [Instruction(name, line, labels.get(target)) for name, line, target in found]
+
+
+def widths(instructions: Iterable[Instruction]) -> tuple[int, int] | None:
+    """The narrowest and the widest."""
+    found = [one.width for one in instructions]
+    return (min(found), max(found)) if found else None
 
 
 def loops(instructions: Iterable[Instruction]) -> list[range]:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mod_kernels.backends.triton import TRITON, workspace
+from mod_kernels.backends import _workspace as workspace
+from mod_kernels.backends.triton import TRITON
 
 from ...support import feature_map, make_spec
 from .checks import check_block, differing_runs, same_bits

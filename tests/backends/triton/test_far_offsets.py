@@ -14,7 +14,8 @@ from torch.utils import deterministic
 
 from mod_kernels import reference
 from mod_kernels._tolerances import VALUES, relative_norm
-from mod_kernels.backends.triton import TRITON, launch, workspace
+from mod_kernels.backends import _workspace as workspace
+from mod_kernels.backends.triton import TRITON, launch
 
 from ...support import far_apart, feature_map, make_spec, untouched
 from .checks import check_block, check_selection, check_tail, same_bits

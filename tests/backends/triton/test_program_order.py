@@ -9,7 +9,8 @@ import dataclasses
 import pytest
 import torch
 
-from mod_kernels.backends.triton import TRITON, launch, workspace
+from mod_kernels.backends import _workspace as workspace
+from mod_kernels.backends.triton import TRITON, launch
 from mod_kernels.spec import CONV_KINDS
 
 from ...support import feature_map, make_spec

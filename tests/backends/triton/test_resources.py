@@ -42,7 +42,18 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(resources, "_variants", lambda *arguments: planted)
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         path = tmp_path / "new" / "resources.json"
-        options = ["--capability", "90", "--shape", "512x28x28", "--dtype", "float16", "--json", str(path)]
+        options = [
+            "--engine",
+            "triton",
+            "--capability",
+            "90",
+            "--shape",
+            "512x28x28",
+            "--dtype",
+            "float16",
+            "--json",
+            str(path),
+        ]
         result = CliRunner().invoke(cli.app, ["resources", *options])
         data = json.loads(path.read_text())
         for one in data["variants"]:  # columns by name, of the one architecture
