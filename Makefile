@@ -8,11 +8,12 @@ RUN := $(VENV)/bin/python -m
 PYTEST := $(RUN) pytest -q -n 2
 TRITON_TESTS := tests/backends/triton
 COMPILED_TESTS := $(TRITON_TESTS)/test_ahead_of_time.py $(TRITON_TESTS)/test_resources.py
-CPP_FILES := $(foreach folder,csrc tests/native benchmarks/native,'$(folder)/*.cpp' '$(folder)/*.h')
+CPP_FOLDERS := csrc tests/native tests/cuda_host benchmarks/native
+CPP_FILES := $(foreach folder,$(CPP_FOLDERS),$(foreach ending,cpp h cu cuh,'$(folder)/*.$(ending)'))
 
-.PHONY: test bench gpu lint format unit ahead-of-time interpreter sanitize test-floor figures clean
+.PHONY: test bench gpu lint format unit ahead-of-time cuda-resources interpreter sanitize test-floor figures clean
 
-test: lint unit ahead-of-time interpreter
+test: lint unit ahead-of-time cuda-resources interpreter
 
 bench: $(VENV)/.built
 	$(RUN) mod_kernels bench --quick $(ARGS)
@@ -39,6 +40,11 @@ unit: $(VENV)/.built
 # The compiler proper and the interpreter can't share a process: triton.jit decides at import.
 ahead-of-time: $(VENV)/.built
 	$(PYTEST) $(COMPILED_TESTS)
+
+# Every CUDA kernel for six architectures: a spill is an error.
+cuda-resources: $(VENV)/.built
+	@if command -v nvcc > /dev/null; then $(RUN) mod_kernels resources --engine cuda; \
+	else echo "no nvcc: the CUDA kernels are not compiled"; fi
 
 interpreter: $(VENV)/.built
 	TRITON_INTERPRET=1 $(PYTEST) $(TRITON_TESTS) $(COMPILED_TESTS:%=--ignore %)
