@@ -53,6 +53,15 @@ __device__ __forceinline__ uint4 packed(const float (&values)[kLanes<T>]) {
   return uint4{words[0], words[1], words[2], words[3]};
 }
 
+__device__ __forceinline__ int min_of(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ int max_of(int a, int b) { return a > b ? a : b; }
+
+// Of numbers that are not negative, which the compiler can't know: half of a signed division is for signs.
+__device__ __forceinline__ int quotient(int a, int b) {
+  return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
+}
+__device__ __forceinline__ int remainder_of(int a, int b) { return a - quotient(a, b) * b; }
+
 // The sum over a warp, in every lane, always added in the same order.
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll

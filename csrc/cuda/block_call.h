@@ -1,0 +1,60 @@
+// What is asked of a block, and of which device: what ops.cpp says and plan.h reads. No torch, no CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/dtype.h"
+#include "parameters.h"
+
+namespace mod_kernels {
+
+// Those of CONV_KINDS in mod_kernels/spec.py.
+enum class ConvKind { kBottleneck, kBasic, kInvertedResidual, kConv, kConvNeXt };
+
+struct ConvForm {
+  ConvKind kind = ConvKind::kBottleneck;
+  int64_t mid_channels = 0;  // bottleneck, inverted residual and ConvNeXt
+  bool final_relu = false;
+  BlockPosition position = BlockPosition::kFirst;
+};
+
+// A weight or a bias of the selector, dense: of x's dtype or of float32. Null: there is no such bias.
+struct SelectorParameter {
+  const void* data = nullptr;
+  bool is_float = false;
+};
+
+// mod_block, mod_block_, select_channels and select_channels_saving. Outputs that are null are not wanted.
+struct BlockCall {
+  DType dtype = DType::kFloat;  // of x and y; not kDouble
+  // x (n, c, h, w), every sample dense in NCHW or channels_last order; y the same, or x itself (in place), or
+  // null: the selection is all that is wanted.
+  const void* x = nullptr;
+  void* y = nullptr;
+  int64_t stride_xn = 0, stride_yn = 0;
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  bool channels_last = false;
+  int64_t r = 0, k = 0;
+  SelectorParameter fc1_weight, fc2_weight, fc1_bias, fc2_bias;  // (r, c), (c, r), (r), (c)
+  const float* pooled = nullptr;                                 // (n, c); null: the means of x are taken
+  float* logits = nullptr;                                       // (n, c)
+  float* hidden = nullptr;                                       // (n, r)
+  float* pooled_out = nullptr;  // (n, c), the means; null where pooled is given
+  float* scores = nullptr;      // (n, k)
+  int64_t* index = nullptr;     // (n, k)
+  const float* conv =
+      nullptr;  // packed convolutions, of the size that packed_size says; read where y is not null
+  ConvForm form;
+  int32_t* counters = nullptr;  // (n), zero, and left so; where BlockPlan::uses_counters
+};
+
+struct Architecture {
+  int capability = 80;  // 10 * major + minor
+  int multiprocessors = 108;
+  int shared_bytes = 99 * 1024;  // a block may ask for, at most
+  int max_cluster = 1;           // 8 from sm_90 on, 16 where the device allows it
+
+  bool has_clusters() const { return capability >= 90; }
+};
+
+}  // namespace mod_kernels
