@@ -12,11 +12,17 @@ import subprocess
 import torch
 
 from mod_kernels._layout import layout_of, memory_format_of
+from mod_kernels.spec import CONV_KINDS, POSITIONS, read_form
 
 from .cuda_host_program import ENVIRONMENT
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}  # csrc/common/dtype.h
 SEEDS = 20
+# The cards that the plans are for, by their clusters: an H100, and an A100.
+DEVICES = {
+    True: {"capability": 90, "multiprocessors": 132, "shared_bytes": 227 * 1024, "max_cluster": 8},
+    False: {"capability": 80, "multiprocessors": 108, "shared_bytes": 163 * 1024, "max_cluster": 1},
+}
 
 
 def extent(tensor):
@@ -30,8 +36,8 @@ def extent(tensor):
 class Program:
     """A running program. Calls come one at a time; a kernel that a sanitizer ends takes it down with it."""
 
-    def __init__(self, path, log, seeds=SEEDS):
-        self.path, self.log, self.seeds = path, log, seeds
+    def __init__(self, path, log):
+        self.path, self.log = path, log
         self.process = None
 
     def call(self, op, numbers, tensors):
@@ -41,7 +47,6 @@ class Program:
             RuntimeError: what the program, the machine or a sanitizer says.
         """
         self._begin()
-        numbers = {**numbers, "seeds": numbers.get("seeds", self.seeds)}
         message = [f"{op} {len(numbers)} {len(tensors)}\n".encode()]
         message += [f"{name} {int(value)}\n".encode() for name, value in numbers.items()]
         returned = []
@@ -104,10 +109,14 @@ def _stride_n(x):
 
 
 class Ops:
-    """The raw ops of mod_kernels/_library.py, called as there. clusters: as on sm_90 and newer, or not."""
+    """The raw ops of mod_kernels/_library.py, called as there.
 
-    def __init__(self, program, clusters):
-        self.program, self.clusters = program, clusters
+    clusters: as on sm_90 and newer, or not. seeds: shuffled orders beside forward and reversed.
+    """
+
+    def __init__(self, program, clusters, seeds=SEEDS, **device):
+        self.program, self.clusters, self.seeds = program, clusters, seeds
+        self.device = {**DEVICES[clusters], **device}
         self.ops = {
             name: getattr(self, name)
             for name in (
@@ -117,6 +126,10 @@ class Ops:
                 "add_relu_pool",
                 "add_relu_pool_",
                 "input_gradient",
+                "select_channels",
+                "select_channels_saving",
+                "mod_block",
+                "mod_block_",
             )
         }
 
@@ -177,6 +190,72 @@ class Ops:
         self._call("input_gradient", numbers, maps=maps, **rest)
         return dx
 
+    def select_channels(self, x, *selector):
+        return self._select(x, *selector, saving=False)
+
+    def select_channels_saving(self, x, *selector):
+        return self._select(x, *selector, saving=True)
+
+    def _select(self, x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, saving):
+        n, c = x.shape[:2]
+        outputs = {"scores": torch.full((n, k), math.nan), "index": torch.full((n, k), -1)}
+        if saving:
+            outputs["logits"] = torch.full((n, c), math.nan)
+            outputs["hidden"] = torch.full((n, fc1_weight.shape[0]), math.nan)
+            if pooled is None:
+                outputs["pooled_out"] = torch.full((n, c), math.nan)
+        self._block({"x": ("in", x)}, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, None, None, outputs)
+        given = (*outputs.values(), x.new_empty(0, dtype=torch.float32))
+        return given[: 5 if saving else 2]
+
+    def mod_block(self, x, *arguments):
+        y, logits = self._like(x), torch.full(x.shape[:2], math.nan)
+        self._block({"x": ("in", x), "y": ("out", y)}, *arguments, {"logits": logits})
+        return y, logits
+
+    def mod_block_(self, x, *arguments):
+        logits = torch.full(x.shape[:2], math.nan)
+        self._block({"x": ("inout", x)}, *arguments, {"logits": logits})
+        return logits
+
+    def plan(self, x, *arguments):
+        """How a mod_block_ is launched, in words."""
+        try:
+            self._block({"x": ("in", x)}, *arguments, {}, op="plan")
+        except RuntimeError as error:
+            return str(error).removeprefix("forward: ")
+
+    def _block(self, maps, fc1_weight, fc2_weight, fc1_bias, fc2_bias, pooled, k, conv, form, outputs, op="block"):
+        x = maps["x"][1]
+        parts = read_form(form or "bottleneck:1:linear:first")
+        numbers = {
+            **self._map(x),
+            **self.device,
+            "h": x.shape[2],
+            "w": x.shape[3],
+            "r": fc1_weight.shape[0],
+            "k": k,
+            "float_weights": fc1_weight.dtype == torch.float32,
+            "in_place": form is not None,
+            "kind": list(CONV_KINDS).index(parts.kind),
+            "mid_channels": parts.mid_channels,
+            "final_relu": parts.final_relu,
+            "position": POSITIONS.index(parts.position),
+        }
+        given = {
+            "fc1_weight": fc1_weight,
+            "fc2_weight": fc2_weight,
+            "fc1_bias": fc1_bias,
+            "fc2_bias": fc2_bias,
+            "pooled": pooled,
+            "conv": conv,
+        }
+        others = {name: ("in", tensor) for name, tensor in given.items() if tensor is not None}
+        others |= {name: ("out", tensor) for name, tensor in outputs.items()}
+        if not self.clusters:
+            others["counters"] = ("counters", torch.zeros(x.shape[0], dtype=torch.int32))
+        self._call(op, numbers, maps, **others)
+
     # ---- what cases have in common
 
     def _like(self, x, channels=None):
@@ -191,6 +270,7 @@ class Ops:
         }  # fmt: skip
 
     def _call(self, op, numbers, maps, **others):
+        numbers["seeds"] = self.seeds
         for name, (_, tensor) in maps.items():
             numbers[f"{name}_stride_n"] = _stride_n(tensor)
             numbers[f"{name}_channels_last"] = _is_channels_last(tensor)

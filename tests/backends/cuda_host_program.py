@@ -12,13 +12,12 @@ ROOT = Path(__file__).parents[2]
 HOST = ROOT / "tests/cuda_host"
 KERNELS = ROOT / "csrc/cuda"
 COMPILER = "g++"
-MACHINE = ("machine", "cuda_host", "fiber")
 FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DMOD_KERNELS_CUDA_HOST"]
 # -O1 takes twice as long to compile, for kernels that run a quarter faster.
 KERNEL_FLAGS = ["-Og", f"-I{HOST}", *SANITIZERS, *POISON]
 # The machine runs between any two steps of any thread: fast, and its own memory unchecked. It tells
 # AddressSanitizer of its stacks.
-MACHINE_FLAGS = ["-O2", "-DCUDA_HOST_ASAN"]
+MACHINE_FLAGS = ["-O2", "-DCUDA_HOST_ASAN", f"-I{ROOT / 'csrc'}"]
 # Leaks are not looked for: that fails where something else traces the process.
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -34,17 +33,25 @@ def compiled(source, target, *flags):
     return target
 
 
-def machine(folder):
-    return [compiled(HOST / f"{name}.cpp", folder / f"{name}.o", *MACHINE_FLAGS) for name in MACHINE]
+def machine(factory):
+    """Objects of the machine, and what reads cases: the same for all kernels."""
+    names = ("machine", "cuda_host", "fiber", "run_cases")
+
+    def build(folder):
+        for name in names:
+            compiled(HOST / f"{name}.cpp", folder / f"{name}.o", *MACHINE_FLAGS)
+
+    folder = once(factory, "cuda_machine", build)
+    return {name: folder / f"{name}.o" for name in names}
 
 
-def cases(folder, families, sources=ROOT / "csrc", flags=()):
+def cases(factory, folder, families, sources=ROOT / "csrc", *flags):
     """The program that runs cases of these families of ops, their kernels as ``sources`` has them."""
-    objects = machine(folder)
-    for name in ("run_cases", *(f"cases_{family}" for family in families)):
-        extra = MACHINE_FLAGS if name == "run_cases" else KERNEL_FLAGS
-        objects.append(compiled(HOST / f"{name}.cpp", folder / f"{name}.o", f"-I{sources}", *extra, *flags))
-    return linked(folder / "run_cases", objects)
+    objects = list(machine(factory).values())
+    for family in families:
+        source, target = HOST / f"cases_{family}.cpp", folder / f"cases_{family}.o"
+        objects.append(compiled(source, target, f"-I{sources}", *KERNEL_FLAGS, *flags))
+    return linked(folder / "cases", objects)
 
 
 def linked(target, objects):

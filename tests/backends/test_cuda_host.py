@@ -1,6 +1,6 @@
 """The CUDA kernels, compiled for a machine of fibers on this host (tests/cuda_host), by the numerics check.
 
-Every call runs in forward, reversed and 20 shuffled orders of threads, blocks and clusters, and on used scratch:
+Calls run in forward, reversed and up to 20 shuffled orders of threads, blocks and clusters, and on used scratch:
 all must give the same bits. Each tensor has memory of exactly its size, under AddressSanitizer; outputs and
 scratch are NaN before. What that finds in broken kernels: test_cuda_mutants.py.
 """
@@ -12,20 +12,26 @@ import torch
 
 from mod_kernels import reference, verify
 from mod_kernels._tolerances import VALUES, relative_norm
+from mod_kernels._verify_inputs import Case
+from mod_kernels.spec import CONV_KINDS, POSITIONS
 
-from ..support import feature_map
+from ..support import feature_map, make_spec
 from .cuda_host_cases import DTYPES, Ops, Program
 from .cuda_host_program import cases, need_sanitizers, once
-from .triton.checks import same_bits
+from .triton.checks import check_block, check_ranking, same_bits
 
+# Of shuffled orders, where others of the same kernel see all.
+FEW_SEEDS = 4
 SHAPES = [(2, 12, 7, 7), (3, 5, 5, 7), (1, 40, 1, 1), (2, 9, 20, 3)]
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     need_sanitizers()
-    folder = once(tmp_path_factory, "cuda_cases", lambda folder: cases(folder, ["maps"]))
-    program = Program(folder / "run_cases", tmp_path_factory.mktemp("cuda_host") / "log")
+    folder = once(
+        tmp_path_factory, "cuda_cases", lambda folder: cases(tmp_path_factory, folder, ["maps", "block"])
+    )
+    program = Program(folder / "cases", tmp_path_factory.mktemp("cuda_host") / "log")
     yield program
     program.end()
 
@@ -50,6 +56,13 @@ class Checker(verify._Checker):
             for in_place in (False, True):
                 yield from self._add_relu_pool(inputs, in_place)
 
+    def block_rows(self, number, case):
+        """A selection and two blocks; kinds, positions, in place or not by the number."""
+        inputs, kinds = self._begin(case, number), tuple(CONV_KINDS)
+        yield from self._select(inputs, given_pooled=number % 4 == 2)
+        for i in (number, number + 1):
+            yield from self._mod_block(inputs, kinds[i % 5], POSITIONS[i % 3], in_place=i % 2 == 0)
+
 
 def check(rows):
     rows = list(rows)
@@ -67,8 +80,8 @@ def test_maps(dtype, layout, program):
 def test_pooling_in_channels_last_without_clusters(dtype, program):
     """The one op on maps that makes use of clusters."""
     a, b = (feature_map((2, 20, 35, 33), dtype, "channels_last") for _ in range(2))
-    y, pooled = Ops(program, clusters=False).ops["add_relu_pool"](a, b, True)
-    y_of_clusters, pooled_of_clusters = Ops(program, clusters=True).ops["add_relu_pool"](a, b, True)
+    y, pooled = Ops(program, False, FEW_SEEDS).ops["add_relu_pool"](a, b, True)
+    y_of_clusters, pooled_of_clusters = Ops(program, True, FEW_SEEDS).ops["add_relu_pool"](a, b, True)
     expected, mean = reference.add_relu_pool(a, b)
     assert same_bits(y, expected) and same_bits(y_of_clusters, expected)
     assert relative_norm(pooled, mean) <= VALUES[torch.float32]
@@ -84,7 +97,7 @@ def misaligned(x):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_maps_that_do_not_begin_at_16_bytes(dtype, layout, program):
-    ops = Ops(program, clusters=True).ops
+    ops = Ops(program, True, FEW_SEEDS).ops
     x, z = feature_map((2, 16, 8, 4), dtype, layout), feature_map((2, 8, 8, 4), dtype, layout)
     odd, index, scores = misaligned(x), torch.stack([torch.randperm(16)[:8] for _ in range(2)]), torch.rand(2, 8)
     assert same_bits(ops["gather_channels"](odd, index), reference.gather_channels(x, index))
@@ -106,7 +119,7 @@ def test_maps_that_do_not_begin_at_16_bytes(dtype, layout, program):
 @pytest.mark.parametrize("in_place", [False, True])
 def test_fuse_adds_up_repeated_channels(in_place, layout, program):
     """Before the one rounding; and leaves out an index that is no channel."""
-    ops = Ops(program, clusters=True).ops
+    ops = Ops(program, True, FEW_SEEDS).ops
     x = feature_map((2, 6, 5, 7), torch.float16, layout)
     z, scores = feature_map((2, 5, 5, 7), torch.float16, layout), torch.rand(2, 5)
     index = torch.tensor([[4, 2, 4, 2, 4], [0, 5, 5, -1, 6]])
@@ -141,7 +154,7 @@ def expected_gradient(dy, dpooled, dgathered, index, y, overwritten, position):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_input_gradient(dtype, layout, program):
-    ops = Ops(program, clusters=True).ops
+    ops = Ops(program, True, FEW_SEEDS).ops
     parts = itertools.cycle(["first", "last", "original"])
     for n, c, h, w in SHAPES:
         k = (c + 1) // 2
@@ -161,9 +174,131 @@ def test_input_gradient(dtype, layout, program):
 
 
 def test_a_samples_bits_do_not_depend_on_its_batch(program):
-    ops = Ops(program, clusters=True).ops
+    ops = Ops(program, True, FEW_SEEDS).ops
     for layout in ("nchw", "channels_last"):
         x = feature_map((3, 24, 21, 20), torch.bfloat16, layout)
         _, pooled = ops["add_relu_pool"](x, x, True)
         _, alone = ops["add_relu_pool"](x[2:], x[2:], True)
         assert same_bits(alone, pooled[2:])
+
+
+# ---- blocks: shapes of one sample or few, as a launch is 2 to 50 ms of this host's time, and there are 24
+
+BLOCKS = [
+    Case(1, 64, 14, 14, 4, 8),
+    Case(2, 40, 7, 7, 5, 3, bias=True, float32_weights=True),
+    Case(1, 32, 5, 7, 32, 4, final_relu=True),
+    Case(3, 24, 1, 1, 1, 3, bias=True),
+    Case(0, 64, 7, 7, 4, 4),
+]
+
+
+@pytest.mark.parametrize("clusters", [True, False], ids=["clusters", "no clusters"])
+@pytest.mark.parametrize("layout", verify.LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_block(dtype, layout, clusters, program):
+    """Two of the shapes and some kinds; all of these tests together have every kind and shape at each dtype."""
+    checker = Checker(Ops(program, clusters).ops, dtype, layout)
+    test = 6 * list(DTYPES).index(dtype) + 2 * verify.LAYOUTS.index(layout) + clusters
+    for number in (2 * test, 2 * test + 1):
+        check(checker.block_rows(2 * number, BLOCKS[number % 5]))
+
+
+@pytest.mark.parametrize("clusters", [True, False], ids=["clusters", "no clusters"])
+@pytest.mark.parametrize("values", ["tied", "nan"])
+def test_selection_that_no_tolerance_can_judge(values, clusters, program):
+    """Every hidden unit dead: all logits are equal. A NaN and an infinity in the map."""
+    for dtype in DTYPES:
+        checker = Checker(Ops(program, clusters, FEW_SEEDS).ops, dtype, "nchw")
+        case = Case(2, 64, 3, 3, 4, 8, values=values)
+        check(checker._select(checker._begin(case, 1), given_pooled=False))
+
+
+# What the shapes above leave out: device, x's shape, k, hidden units, dtype, layout, kind, words of the plan.
+WAYS = {
+    "a cluster of 8": (True, {}, (1, 64, 16, 16), 5, 7, torch.float32, "nchw", "bottleneck", "cluster 8,"),
+    "a cluster of 16": (
+        True, {"max_cluster": 16}, (1, 64, 16, 17), 3, 7, torch.float32, "channels_last", "conv", "cluster 16,"
+    ),
+    "a ring of copies that goes round": (
+        True, {"max_cluster": 1}, (1, 12, 48, 50), 3, 2, torch.float32, "nchw", "bottleneck", "stages 8"
+    ),
+    "several blocks a sample": (
+        False, {}, (2, 96, 14, 14), 4, 6, torch.float32, "nchw", "bottleneck", "whole 3,"
+    ),
+    "several blocks a sample, channels_last": (
+        False, {}, (2, 192, 14, 14), 4, 6, torch.bfloat16, "channels_last", "basic", "whole 3,"
+    ),
+    "two launches": (False, {}, (1, 520, 7, 7), 8, 128, torch.float16, "nchw", "bottleneck", "pool 2, rank 3,"),
+    "a tail of its own": (
+        True, {"max_cluster": 1}, (1, 40, 7, 7), 32, 4, torch.float16, "nchw", "basic", "step"
+    ),
+    "a tail of its own without clusters": (
+        False, {}, (1, 40, 7, 7), 32, 4, torch.float32, "channels_last", "inverted_residual", "step"
+    ),
+    "a tail in tiles": (
+        False, {"multiprocessors": 2}, (1, 24, 15, 15), 20, 4, torch.float16, "nchw", "basic", "step"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_that_a_block_is_launched(way, program):
+    clusters, device, shape, k, hidden, dtype, layout, kind, planned = WAYS[way]
+    engine = Ops(program, clusters, FEW_SEEDS, **device)
+    x, spec = feature_map(shape, dtype, layout), make_spec(shape[1], k, kind, dtype, hidden=hidden)
+    arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+    assert planned in engine.plan(x, *arguments)
+    y, logits = engine.ops["mod_block"](x, *arguments)
+    check_block(x, spec, y, logits)
+    written = x.clone()
+    assert same_bits(engine.ops["mod_block_"](written, *arguments), logits)
+    assert same_bits(written, y)
+
+
+@pytest.mark.parametrize("clusters", [True, False], ids=["clusters", "no clusters"])
+def test_block_fed_with_means(clusters, program):
+    x, spec = feature_map((2, 48, 6, 6), torch.bfloat16), make_spec(48, 5, dtype=torch.bfloat16, bias=True)
+    pooled = torch.randn(2, 48)
+    for op in ("mod_block", "mod_block_"):
+        y = x.clone()
+        result = Ops(program, clusters, FEW_SEEDS).ops[op](
+            y, *spec.selector_arguments, pooled, 5, *spec.conv_arguments
+        )
+        check_block(x, spec, *(result if op == "mod_block" else (y, result)), pooled)
+
+
+@pytest.mark.parametrize("clusters", [True, False], ids=["clusters", "no clusters"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_block_that_does_not_begin_at_16_bytes(layout, clusters, program):
+    x, spec = feature_map((2, 24, 8, 4), torch.float16, layout), make_spec(24, 6, dtype=torch.float16)
+    y = misaligned(x)
+    logits = Ops(program, clusters, FEW_SEEDS).ops["mod_block_"](
+        y, *spec.selector_arguments, None, 6, *spec.conv_arguments
+    )
+    check_block(x, spec, y, logits)
+
+
+@pytest.mark.parametrize("clusters", [True, False], ids=["clusters", "no clusters"])
+def test_a_samples_bits_do_not_depend_on_its_batch_in_a_block(clusters, program):
+    """Nor on how many blocks share it, where it's the batch that decides how many do."""
+    x, spec = feature_map((3, 64, 16, 16), torch.float16), make_spec(64, 5, dtype=torch.float16)
+    arguments = (*spec.selector_arguments, None, 5, *spec.conv_arguments)
+    y, logits = Ops(program, clusters, FEW_SEEDS, multiprocessors=2).ops["mod_block"](x, *arguments)
+    alone, alone_logits = Ops(program, clusters, FEW_SEEDS).ops["mod_block"](x[1:2], *arguments)
+    assert same_bits(alone, y[1:2]) and same_bits(alone_logits, logits[1:2])
+
+
+@pytest.mark.parametrize("clusters", [True, False], ids=["clusters", "no clusters"])
+def test_ties_in_a_block(clusters, program):
+    """All logits equal, the lowest channels chosen, which are the ones written; and NaN logits rank first."""
+    x, spec = feature_map((1, 36, 5, 5)).abs(), make_spec(36, 7, hidden=2)
+    spec.fc1_weight.abs_().neg_()
+    ops = Ops(program, clusters, FEW_SEEDS).ops
+    y, logits = ops["mod_block"](x, *spec.selector_arguments, None, 7, *spec.conv_arguments)
+    assert (logits == 0).all()
+    check_block(x, spec, y, logits)
+    spec.fc2_weight[[3, 30]] = float("nan")
+    scores, index, logits, _, _ = ops["select_channels_saving"](x, *spec.selector_arguments, None, 7)
+    assert index[0, :2].tolist() == [3, 30]
+    check_ranking(7, scores, index, logits)

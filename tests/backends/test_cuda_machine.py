@@ -58,12 +58,13 @@ BROKEN = {
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     need_sanitizers()
+    objects = machine(tmp_path_factory)
 
     def build(folder):
         toys = compiled(HOST / "self_test.cpp", folder / "self_test.o", *KERNEL_FLAGS)
-        linked(folder / "self_test", [toys, *machine(folder)])
+        linked(folder / "self_test", [toys, *(objects[name] for name in ("machine", "cuda_host", "fiber"))])
 
-    return once(tmp_path_factory, "cuda_machine", build) / "self_test"
+    return once(tmp_path_factory, "cuda_toys", build) / "self_test"
 
 
 def test_right_kernels_are_right_in_every_order(program):

@@ -21,7 +21,7 @@ enum class Role {
   kCounters,  // zeros, before and after
 };
 
-// Exactly as many bytes as the tensor has, from `lead` bytes behind a multiple of 128 on.
+// Exactly as many bytes as the tensor has, from `lead` bytes behind a multiple of 256 on.
 struct Tensor {
   std::string name;
   Role role = Role::kIn;
@@ -42,10 +42,13 @@ struct Case {
   // What launch() is told beside what the kernel's plan says.
   cuda_host::Order order = cuda_host::Order::kForward;
   uint64_t seed = 0;
+  mutable std::map<std::string, Tensor> scratch_of_order;
 
   int64_t number(const std::string& name) const;
   // Null where the case has none of that name.
   const Tensor* tensor(const std::string& name) const;
+  // Memory that the case does not bring, as kScratch. The same at every launch of an order.
+  void* scratch(const std::string& name, size_t bytes) const;
   template <class T = void>
   T* data(const std::string& name) const {
     const Tensor* found = tensor(name);

@@ -78,11 +78,14 @@ void meet(uint32_t mask, uint64_t value, Place place) {
   if (++warp.arrived < kLanes) return machine->suspend(Waits::kForWarp, place);
   warp.arrived = 0;
   std::copy_n(warp.given, kLanes, warp.taken);
+  warp.votes = 0;
+  for (int i = 0; i < kLanes; ++i) warp.votes |= static_cast<uint32_t>(warp.given[i] & 1) << i;
   for (int i = 0; i < kLanes; ++i) machine->go_on(thread.block->threads[thread.index / kLanes * kLanes + i]);
   machine->yield();
 }
 
 uint64_t value_of(int lane) { return machine->warp().taken[lane]; }
+unsigned votes() { return machine->warp().votes; }
 int lane() { return machine->current->index % kLanes; }
 
 void before_atomic() { machine->yield(); }

@@ -97,6 +97,7 @@ void cluster_wait(Place place);
 // Waits for the other lanes of the warp at the same place, each with a value. Afterwards value_of gives them.
 void meet(uint32_t mask, uint64_t value, Place place);
 uint64_t value_of(int lane);
+unsigned votes();  // bit i: the value of lane i is odd
 int lane();
 // Lets other threads go first, before and after an atomic operation.
 void before_atomic();
@@ -127,9 +128,7 @@ T exchange(uint32_t mask, T value, int source, Place place) {
 
 inline unsigned ballot(uint32_t mask, bool predicate, Place place) {
   meet(mask, predicate, place);
-  unsigned votes = 0;
-  for (int i = 0; i < 32; ++i) votes |= static_cast<unsigned>(value_of(i)) << i;
-  return votes;
+  return votes();
 }
 
 }  // namespace cuda_host

@@ -114,9 +114,16 @@ char* take_stack() {
   return stack;
 }
 
+// Where a stack begins that grows down. Not at the same place in every stack's page: they would share a few
+// sets of the cache.
+char* top_of(char* stack) {
+  const std::size_t number = reinterpret_cast<uintptr_t>(stack) / kPage;
+  return stack + kStackBytes - number * 13 % 64 * 64;
+}
+
 // A context that, switched to, calls `entry` on `stack`.
 void* fresh_context(char* stack, void (*entry)()) {
-  char* top = stack + kStackBytes;
+  char* top = top_of(stack);
 #if defined(CUDA_HOST_UCONTEXT) || !(defined(__x86_64__) || defined(__aarch64__))
   auto* context = reinterpret_cast<ucontext_t*>(top - (sizeof(ucontext_t) + 63) / 64 * 64);
   getcontext(context);
@@ -199,8 +206,8 @@ void Fiber::drop() {
   if (stack_ == nullptr) return;
 #if defined(CUDA_HOST_ASAN)
   // What has returned has tidied up behind itself; the outermost functions have not.
-  const std::size_t used = ended_ ? 1024 : kStackBytes;
-  __asan_unpoison_memory_region(stack_ + kStackBytes - used, used);
+  const std::size_t bytes = top_of(stack_) - stack_, used = ended_ ? 1024 : bytes;
+  __asan_unpoison_memory_region(stack_ + bytes - used, used);
 #endif
   stacks.push_back(stack_);
   stack_ = nullptr;

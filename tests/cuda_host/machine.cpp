@@ -65,7 +65,7 @@ Machine::Machine(const Launch& launch_, const std::function<void()>& thread)
   if (launch.order == Order::kReversed) at_once_ = most;
   if (launch.order == Order::kShuffled) {
     at_once_ = 1 + random_.below(most);
-    constexpr int kStray[] = {0, 4, 64};
+    constexpr int kStray[] = {0, 16, 256};
     stray_ = kStray[random_.below(3)];
   }
 }
@@ -164,28 +164,28 @@ void Machine::enter(Thread& thread) {
 void Machine::delay_block() {
   Block* block = current->block;
   if (launch.order == Order::kForward) return;
-  if (launch.order == Order::kShuffled && random_.below(2) == 0) return;
+  if (launch.order == Order::kShuffled && random_.happens(128)) return;
   blocks_.erase(std::find(blocks_.begin(), blocks_.end(), block));
   // The longer ago, the further back.
   const auto delayed =
       std::find_if(blocks_.begin(), blocks_.end(), [](Block* one) { return one->has_done_atomic; });
-  const bool last = launch.order == Order::kShuffled && random_.below(2) == 0;
+  const bool last = launch.order == Order::kShuffled && random_.happens(128);
   blocks_.insert(last ? blocks_.end() : delayed, block);
   block->has_done_atomic = true;
 }
 
 int Machine::pick(uint32_t ready) {
-  if (stray_ > 0 && random_.below(64) < stray_) {
+  if (stray_ > 0 && random_.happens(stray_)) {
     for (int skip = random_.below(std::popcount(ready)); skip > 0; --skip) ready &= ready - 1;
   }
   return std::countr_zero(ready);
 }
 
 Thread* Machine::next_thread() {
-  if (launch.order == Order::kShuffled && random_.below(256) == 0) land_a_copy();
+  if (launch.order == Order::kShuffled && random_.happens(1)) land_a_copy();
   auto chosen = std::find_if(blocks_.begin(), blocks_.end(), [](Block* block) { return block->ready != 0; });
   if (chosen == blocks_.end()) return nullptr;
-  if (stray_ > 0 && random_.below(64) < stray_) {
+  if (stray_ > 0 && random_.happens(stray_)) {
     const auto other = blocks_.begin() + random_.below(static_cast<int>(blocks_.size()));
     if ((*other)->ready != 0) chosen = other;
   }

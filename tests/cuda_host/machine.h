@@ -40,6 +40,7 @@ struct Warp {
   int at_block_barrier = 0;
   Place place;
   uint64_t given[kLanes], taken[kLanes];
+  uint32_t votes = 0;  // bit i: lane i has given an odd number
 };
 
 // A barrier for bulk copies: of its phases, from one copy's landing to the next's, `done` are over.
@@ -96,6 +97,8 @@ struct Random {
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return z ^ z >> 31;
   }
+  // In how many of 256 cases.
+  bool happens(int often) { return static_cast<int>(next() & 255) < often; }
   int below(int limit) { return static_cast<int>(next() % static_cast<uint64_t>(limit)); }
   template <class T>
   void shuffle(std::vector<T>& values) {
@@ -132,7 +135,7 @@ class Machine {
   std::string deadlock() const;
 
   Random random_;
-  int stray_ = 0;  // of 64 choices, those that are not as the order says
+  int stray_ = 0;  // of 256 choices, those that are not as the order says
   std::vector<int> clusters_, warp_at_, warp_place_, lane_at_, lane_place_;
   size_t started_ = 0, at_once_ = 1;
   std::vector<std::unique_ptr<Cluster>> resident_;

@@ -88,6 +88,7 @@ std::string run(Case& one, std::vector<std::vector<char>>& results) {
     one.seed = static_cast<uint64_t>(i);
     std::string order = i == 0 ? "forward" : i == 1 ? "reversed" : "seed " + std::to_string(i);
     for (Tensor& tensor : one.tensors) tensor.allocate();
+    one.scratch_of_order.clear();
     // Twice in the first orders: the second time on used scratch.
     for (int time = 0; time < (i < 2 ? 2 : 1); ++time) {
       for (Tensor& tensor : one.tensors) {
@@ -112,7 +113,7 @@ std::string run(Case& one, std::vector<std::vector<char>>& results) {
 void Tensor::allocate() {
   memory = {nullptr, std::free};
   void* fresh = nullptr;
-  if (posix_memalign(&fresh, 128, lead + bytes) != 0) std::abort();
+  if (posix_memalign(&fresh, 256, lead + bytes) != 0) std::abort();
   memory = {static_cast<char*>(fresh), std::free};
   fill();
 }
@@ -131,6 +132,18 @@ const Tensor* Case::tensor(const std::string& name) const {
   const auto found =
       std::find_if(tensors.begin(), tensors.end(), [&](const Tensor& t) { return t.name == name; });
   return found == tensors.end() ? nullptr : &*found;
+}
+
+void* Case::scratch(const std::string& name, size_t bytes) const {
+  Tensor& tensor = scratch_of_order[name];
+  if (tensor.memory == nullptr) {
+    tensor.role = Role::kScratch;
+    tensor.bytes = bytes;
+    tensor.given.assign(bytes, static_cast<char>(0xff));
+    tensor.allocate();
+  }
+  if (tensor.bytes != bytes) throw std::runtime_error(name + " is not as large as before");
+  return tensor.data();
 }
 
 Known::Known(const char* name, Op op) { ops()[name] = op; }
