@@ -139,7 +139,11 @@ __device__ __forceinline__ int add_acquire_release(int* counter, int value) {
 // Not through the path for memory that nobody writes (__ldg): in place, x is written later in the same
 // launch.
 __device__ __forceinline__ uint4 load_16_bytes(const void* from) { return *static_cast<const uint4*>(from); }
-__device__ __forceinline__ void store_16_bytes(void* to, uint4 value) { *static_cast<uint4*>(to) = value; }
+// As one number: of a struct's members the compiler makes stores of their own, which it does not always join.
+__device__ __forceinline__ void store_16_bytes(void* to, uint4 value) {
+  const uint64_t low = value.x | uint64_t{value.y} << 32, high = value.z | uint64_t{value.w} << 32;
+  *static_cast<unsigned __int128*>(to) = low | static_cast<unsigned __int128>(high) << 64;
+}
 
 }  // namespace mod_kernels
 
