@@ -51,7 +51,7 @@ struct BlockShare {
 template <class T, bool kClusters>
 __device__ void pool_and_multiply(const BlockParameters& p, int64_t n, const BlockShare& share,
                                   float* slots) {
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = kBlockThreads;
   float* means = shared_at<float>(p.shared.pooled);
   const bool copies = p.y != nullptr && p.y != p.x;
   if (p.pooled == nullptr || copies) {
@@ -81,7 +81,7 @@ __device__ void pool_and_multiply(const BlockParameters& p, int64_t n, const Blo
 __device__ __forceinline__ void store_selection(const BlockParameters& p, int64_t n) {
   const int* chosen = shared_at<int>(p.shared.chosen);
   const float* scores = shared_at<float>(p.shared.scores);
-  for (int j = static_cast<int>(threadIdx.x); j < p.k; j += static_cast<int>(blockDim.x)) {
+  for (int j = static_cast<int>(threadIdx.x); j < p.k; j += kBlockThreads) {
     if (p.scores != nullptr) p.scores[n * p.k + j] = scores[j];
     if (p.index != nullptr) p.index[n * p.k + j] = chosen[j];
   }
@@ -89,7 +89,7 @@ __device__ __forceinline__ void store_selection(const BlockParameters& p, int64_
 
 __device__ __forceinline__ void store_hidden(const BlockParameters& p, int64_t n, const float* hidden) {
   if (p.hidden == nullptr) return;
-  for (int unit = static_cast<int>(threadIdx.x); unit < p.r; unit += static_cast<int>(blockDim.x)) {
+  for (int unit = static_cast<int>(threadIdx.x); unit < p.r; unit += kBlockThreads) {
     p.hidden[n * p.r + unit] = hidden[unit];
   }
 }
@@ -99,7 +99,7 @@ __device__ __forceinline__ void store_hidden(const BlockParameters& p, int64_t n
 // read what is in its shared memory.
 template <class T>
 __device__ void block_of_cluster(const BlockParameters& p) {
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = kBlockThreads;
   const int blocks = cluster_size(), rank = cluster_rank();
   const int64_t n = blockIdx.x / static_cast<unsigned>(blocks);
   float *slots = shared_at<float>(p.shared.slots), *hidden = shared_at<float>(p.shared.hidden);
@@ -127,9 +127,9 @@ __device__ void block_of_cluster(const BlockParameters& p) {
   // Every block makes the whole selection: it needs it, and to be told would take another barrier.
   auto* ordered = shared_at<uint32_t>(p.shared.reused);
 #pragma unroll 1
-  for (int c = thread; c < p.c; c += threads) {
+  for (int c = thread; c < padded(p.c); c += threads) {
     const int owner = quotient(c, slice);
-    ordered[c] = *remote_shared(logits + (c - owner * slice), owner);
+    ordered[c] = c < p.c ? *remote_shared(logits + (c - owner * slice), owner) : 0;
   }
   __syncthreads();
   cluster_arrive();
@@ -163,7 +163,7 @@ __device__ __forceinline__ bool is_last(const BlockParameters& p, int64_t n) {
 
 template <class T>
 __device__ void block_without_cluster(const BlockParameters& p) {
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = kBlockThreads;
   const int64_t n = blockIdx.x / static_cast<unsigned>(p.blocks);
   int block = static_cast<int>(blockIdx.x % static_cast<unsigned>(p.blocks)), blocks = p.blocks;
   float *slots = p.slots + n * p.groups * p.r, *hidden = shared_at<float>(p.shared.hidden);
@@ -189,7 +189,7 @@ __device__ void block_without_cluster(const BlockParameters& p) {
   }
 
   auto* ordered = shared_at<uint32_t>(p.shared.reused);
-  for (int c = thread; c < p.c; c += threads) ordered[c] = ordered_bits(logits[c]);
+  for (int c = thread; c < padded(p.c); c += threads) ordered[c] = c < p.c ? ordered_bits(logits[c]) : 0;
   __syncthreads();
   int* chosen = shared_at<int>(p.shared.chosen);
   float* scores = shared_at<float>(p.shared.scores);
@@ -221,8 +221,7 @@ template <class T>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     tail_step_kernel(const __grid_constant__ BlockParameters p, int step) {
   const int64_t n = blockIdx.x / static_cast<unsigned>(p.blocks);
-  const int block = static_cast<int>(blockIdx.x % static_cast<unsigned>(p.blocks)),
-            threads = static_cast<int>(blockDim.x);
+  const int block = static_cast<int>(blockIdx.x % static_cast<unsigned>(p.blocks)), threads = kBlockThreads;
   int* chosen = shared_at<int>(p.shared.chosen);
   float* scores = shared_at<float>(p.shared.scores);
   for (int j = static_cast<int>(threadIdx.x); j < p.k; j += threads) {

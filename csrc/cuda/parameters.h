@@ -109,6 +109,7 @@ struct BlockParameters {
   int32_t groups = 0;
   int32_t block_groups = 1;              // groups a block
   int32_t fc1_lanes = 1, fc2_lanes = 1;  // lanes that share a row of weights
+  int32_t hidden_lanes = 1;              // and the groups of a hidden unit
   Pooling pooling = Pooling::kScalar;
   int32_t row_lanes = 1;   // lanes that share a plane in shared memory
   int32_t stage_rows = 0;  // planes a stage

@@ -135,6 +135,7 @@ inline void choose_layers(BlockParameters& p, int value_bytes) {
   p.fc2_weight.wide = is_aligned(p.fc2_weight.data) && p.r * fc2_bytes % kLoadBytes == 0;
   // As if eight blocks shared a sample: another number must not add in another order.
   p.fc1_lanes = lanes_of_row(p.fc1_weight, p.group_channels, fc1_bytes, kGroups / 8 * p.r);
+  p.hidden_lanes = power_of_two(std::min(p.groups, kBlockThreads / p.r), 1, kWarpLanes);
   p.fc2_lanes = lanes_of_row(p.fc2_weight, p.r, fc2_bytes, p.c / 8);
 }
 
@@ -180,7 +181,7 @@ inline SharedLayout lay_out(BlockParameters& p, int value_bytes, bool clusters, 
     p.stages = clusters ? static_cast<int>(std::min<int64_t>(stages, kMaxStages)) : 1;
     reading = p.stages * stage;
   }
-  const int64_t ordered = round_up<int64_t>(int64_t{4} * p.c, kLoadBytes);
+  const int64_t ordered = 4 * round_up<int64_t>(p.c, kBlockThreads);
   at.reused = take(std::max(reading, ordered + 8 * std::max(p.k, 2 * warps)));
   at.candidates = at.reused + static_cast<int>(ordered);
   return at;

@@ -63,7 +63,7 @@ __device__ __forceinline__ float sum_of_chunks(const T* plane, int hw, int part,
 // 16-byte words a group of lanes reads neighbours (plan.h, row_lanes).
 template <class T>
 __device__ void average_planes(const T* planes, int rows, int hw, int lanes, float* means) {
-  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  const int threads = kBlockThreads, thread = static_cast<int>(threadIdx.x);
   const int rows_at_once = quotient(threads, lanes), first = quotient(thread, lanes);
   const int part = thread - first * lanes, bytes = hw * static_cast<int>(sizeof(T));
 #pragma unroll 1
@@ -94,7 +94,7 @@ __device__ void average_planes(const T* planes, int rows, int hw, int lanes, flo
 template <class T>
 __device__ void average_odd_planes(const T* planes, int rows, int hw, float* means) {
 #pragma unroll 1
-  for (int row = 2 * static_cast<int>(threadIdx.x); row < rows; row += 2 * static_cast<int>(blockDim.x)) {
+  for (int row = 2 * static_cast<int>(threadIdx.x); row < rows; row += 2 * kBlockThreads) {
     const auto* words = reinterpret_cast<const uint32_t*>(planes + static_cast<int64_t>(row) * hw);
     float even[2] = {}, odd[2] = {};
     const int middle = hw / 2;
@@ -147,7 +147,7 @@ __device__ void pool_staged(const BlockParameters& p, const MapShare<T>& map, ch
     char* bytes = reinterpret_cast<char*>(stage);
     const char* source = reinterpret_cast<const char*>(from + i * stage_values);
     char* copy = map.y == nullptr ? nullptr : reinterpret_cast<char*>(to + i * stage_values);
-    const int size = static_cast<int>(bytes_of(i)), step = 16 * static_cast<int>(blockDim.x);
+    const int size = static_cast<int>(bytes_of(i)), step = 16 * kBlockThreads;
     if constexpr (kBulk) {
       bulk_wait(barriers + i % stages, static_cast<uint32_t>(i / stages % 2));
     } else {
@@ -213,8 +213,7 @@ __device__ __forceinline__ void read_scalar(const T* from, T* copy, int first, i
 template <class T, bool kWide>
 __device__ void pool_planes(const MapShare<T>& map, float* means) {
   constexpr int kValues = kWide ? kLanes<T> : 1;
-  const int lane_of_warp = static_cast<int>(threadIdx.x) % kWarp,
-            warps = static_cast<int>(blockDim.x) / kWarp;
+  const int lane_of_warp = static_cast<int>(threadIdx.x) % kWarp, warps = kBlockThreads / kWarp;
 #pragma unroll 1
   for (int c = map.first + static_cast<int>(threadIdx.x) / kWarp; c < map.end; c += warps) {
     const int64_t plane = static_cast<int64_t>(c) * map.hw;
@@ -238,7 +237,7 @@ __device__ void pool_planes(const MapShare<T>& map, float* means) {
 template <class T, bool kWide>
 __device__ void pool_pixels(const MapShare<T>& map, int columns, float* sums_of_rows, float* means) {
   constexpr int kValues = kWide ? kLanes<T> : 1;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = kBlockThreads;
   const int row = quotient(thread, columns), rows = quotient(threads, columns), width = columns * kValues;
 #pragma unroll 1
   for (int begin = map.first; begin < map.end; begin += width) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "numeric.h"
+#include "parameters.h"
 
 namespace mod_kernels {
 
@@ -14,15 +15,22 @@ __device__ __forceinline__ float from_ordered(uint32_t ordered) {
   return from_bits(ordered ^ (ordered >> 31 != 0 ? 0x80000000u : 0xffffffffu));
 }
 
+// Behind the C channels stand zeros up to so many, below the bits of any logit: all threads count as often.
+__device__ __forceinline__ int padded(int c) {
+  return quotient(c + kBlockThreads - 1, kBlockThreads) * kBlockThreads;
+}
+
 // No two channels have the same.
 __device__ __forceinline__ unsigned long long rank_key(uint32_t ordered, int channel) {
   return static_cast<unsigned long long>(ordered) << 32 | ~static_cast<uint32_t>(channel);
 }
 
-// Shared memory of the ranking, for `warps` warps.
+inline constexpr int kWarps = kBlockThreads / kWarp;
+
+// Shared memory of the ranking.
 struct RankingMemory {
-  int* counts;                     // (2, warps + 1)
-  unsigned long long* candidates;  // (max(k, 2 * warps))
+  int* counts;                     // (2 * kWarps + 1)
+  unsigned long long* candidates;  // (max(k, 2 * kWarps))
 };
 
 struct KeyRange {
@@ -36,10 +44,10 @@ __device__ __forceinline__ KeyRange range_of_both(KeyRange a, KeyRange b) {
 // The smallest and the largest key, to every thread.
 __device__ __forceinline__ KeyRange range_of_keys(const uint32_t* ordered, int c,
                                                   unsigned long long* memory) {
-  const int thread = static_cast<int>(threadIdx.x), warps = static_cast<int>(blockDim.x) / kWarp;
+  const int thread = static_cast<int>(threadIdx.x);
   KeyRange range{~0ull, 0};
 #pragma unroll 1
-  for (int i = thread; i < c; i += static_cast<int>(blockDim.x)) {
+  for (int i = thread; i < c; i += kBlockThreads) {
     const unsigned long long key = rank_key(ordered[i], i);
     range = range_of_both(range, {key, key});
   }
@@ -50,11 +58,12 @@ __device__ __forceinline__ KeyRange range_of_keys(const uint32_t* ordered, int c
   }
   if (thread % kWarp == 0) {
     memory[thread / kWarp] = range.lowest;
-    memory[warps + thread / kWarp] = range.highest;
+    memory[kWarps + thread / kWarp] = range.highest;
   }
   __syncthreads();
-#pragma unroll 1
-  for (int warp = 0; warp < warps; ++warp) range = range_of_both(range, {memory[warp], memory[warps + warp]});
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp)
+    range = range_of_both(range, {memory[warp], memory[kWarps + warp]});
   __syncthreads();
   return range;
 }
@@ -63,51 +72,49 @@ __device__ __forceinline__ KeyRange range_of_keys(const uint32_t* ordered, int c
 // it, in a step for each bit that must be told apart, some twelve of them, or all 44 where logits are equal.
 __device__ __forceinline__ unsigned long long key_of_rank(const uint32_t* ordered, int c, int k,
                                                           const RankingMemory& memory) {
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int warps = threads / kWarp;
+  const int thread = static_cast<int>(threadIdx.x);
   const KeyRange range = range_of_keys(ordered, c, memory.candidates);
   unsigned long long low = range.lowest, high = range.highest + 1;  // as many as c, and none
   if (k == c) return low;
   // Two sets of counts in turn: one barrier a step.
   for (int step = 0;; ++step) {
     const unsigned long long middle = low + (high - low) / 2;
-    int* counts = memory.counts + step % 2 * warps;
+    int* counts = memory.counts + step % 2 * kWarps;
     int count = 0;
-#pragma unroll 1
-    for (int base = 0; base < c; base += threads) {
-      const int i = base + thread;
-      count += __builtin_popcount(__ballot_sync(0xffffffffu, i < c && rank_key(ordered[i], i) >= middle));
+#pragma unroll 4
+    for (int i = thread; i < padded(c); i += kBlockThreads) {
+      count += __builtin_popcount(__ballot_sync(0xffffffffu, rank_key(ordered[i], i) >= middle));
     }
     if (thread % kWarp == 0) counts[thread / kWarp] = count;
     __syncthreads();
     count = 0;
-#pragma unroll 1
-    for (int warp = 0; warp < warps; ++warp) count += counts[warp];
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) count += counts[warp];
     if (count == k) return middle;
     (count > k ? low : high) = middle;
   }
 }
 
-// chosen[j] and scores[j], sigmoid of the logit, for j below k, by all threads of the block; what is read
-// must be there, a barrier passed, and at the end another is.
+// chosen[j] and scores[j], sigmoid of the logit, for j below k, by all threads of the block. ordered
+// (padded(c)) must be there, a barrier passed, and at the end another is.
 __device__ __forceinline__ void rank_channels(const uint32_t* ordered, int c, int k,
                                               const RankingMemory& memory, int* chosen, float* scores) {
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  int* taken = memory.counts + 2 * (threads / kWarp);
+  const int thread = static_cast<int>(threadIdx.x);
+  int* taken = memory.counts + 2 * kWarps;
   if (thread == 0) *taken = 0;
   const unsigned long long least = key_of_rank(ordered, c, k, memory);
 #pragma unroll 1
-  for (int i = thread; i < c; i += threads) {
+  for (int i = thread; i < c; i += kBlockThreads) {
     const unsigned long long key = rank_key(ordered[i], i);
     // In whatever order: a key's rank says where it goes.
     if (key >= least) memory.candidates[atomicAdd(taken, 1)] = key;
   }
   __syncthreads();
 #pragma unroll 1
-  for (int j = thread; j < k; j += threads) {
+  for (int j = thread; j < k; j += kBlockThreads) {
     const unsigned long long key = memory.candidates[j];
     int rank = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int i = 0; i < k; ++i) rank += memory.candidates[i] > key;
     chosen[rank] = static_cast<int>(~static_cast<uint32_t>(key));
     scores[rank] = sigmoid(from_ordered(static_cast<uint32_t>(key >> 32)));

@@ -37,11 +37,13 @@ __device__ __forceinline__ float part_of_product(const W* row, const float* vect
   return sum;
 }
 
-// A row of weights, as an offset, and what it is multiplied with.
+// A row of weights, as an offset, what it is multiplied with, and what is added: loaded first, it keeps
+// nobody waiting.
 struct RowProduct {
   int64_t offset;
   const float* vector;
   int length;
+  float addend;
 };
 
 // store(i, product) for rows i below count: `lanes` lanes a row, by all threads of the block.
@@ -50,14 +52,15 @@ __device__ __forceinline__ void multiply_rows(const W* weight, int count, int la
                                               const Store& store) {
   const int first = quotient(static_cast<int>(threadIdx.x), lanes);
   const int part = static_cast<int>(threadIdx.x) - first * lanes;
-  const int rows = quotient(static_cast<int>(blockDim.x), lanes);
+  const int rows = quotient(kBlockThreads, lanes);
 #pragma unroll 1
   for (int base = 0; base < count; base += rows) {
     const int i = base + first;
     float sum = 0.0f;
     if (i < count) {
       const RowProduct row = row_of(i);
-      sum = part_of_product<W, kWide>(weight + row.offset, row.vector, row.length, part, lanes);
+      sum = part == 0 ? row.addend : 0.0f;
+      sum += part_of_product<W, kWide>(weight + row.offset, row.vector, row.length, part, lanes);
     }
     sum = sum_of_lanes(sum, lanes);
     if (i < count && part == 0) store(i, sum);
@@ -95,20 +98,29 @@ __device__ __forceinline__ void first_layer_sums(const BlockParameters& p, int f
         const int group = quotient(i, p.r), unit = i - group * p.r,
                   channel = (first_group + group) * p.group_channels;
         return RowProduct{static_cast<int64_t>(unit) * p.c + channel, pooled + group * p.group_channels,
-                          min_of(p.group_channels, p.c - channel)};
+                          min_of(p.group_channels, p.c - channel), 0.0f};
       },
       [&](int i, float sum) { slots[i] = sum; });
 }
 
-// hidden[unit] = relu(the slots of all groups, in their order, + b1). slot(group) is its first unit's place.
+// hidden[unit] = relu(the slots of all groups + b1). slot(group) is its first unit's place. hidden_lanes
+// lanes a unit, each with every so many groups: slots are far, in another block's memory or in the second
+// cache.
 template <class T, class Slot>
 __device__ __forceinline__ void hidden_layer(const BlockParameters& p, const Slot& slot, float* hidden) {
+  const int lanes = p.hidden_lanes, first = quotient(static_cast<int>(threadIdx.x), lanes);
+  const int part = static_cast<int>(threadIdx.x) - first * lanes, units = quotient(kBlockThreads, lanes);
 #pragma unroll 1
-  for (int unit = static_cast<int>(threadIdx.x); unit < p.r; unit += static_cast<int>(blockDim.x)) {
+  for (int base = 0; base < p.r; base += units) {
+    const int unit = base + first;
     float sum = 0.0f;
-#pragma unroll 4
-    for (int group = 0; group < p.groups; ++group) sum += slot(group)[unit];
-    hidden[unit] = relu(sum + bias_at<T>(p.fc1_bias, unit));
+    if (unit < p.r) {
+      sum = part == 0 ? bias_at<T>(p.fc1_bias, unit) : 0.0f;
+#pragma unroll 8
+      for (int group = part; group < p.groups; group += lanes) sum += slot(group)[unit];
+    }
+    sum = sum_of_lanes(sum, lanes);
+    if (unit < p.r && part == 0) hidden[unit] = relu(sum);
   }
 }
 
@@ -118,8 +130,11 @@ __device__ __forceinline__ void second_layer(const BlockParameters& p, int first
                                              const float* hidden, const Store& store) {
   multiply<T>(
       p.fc2_weight, end - first, p.fc2_lanes,
-      [&](int i) { return RowProduct{static_cast<int64_t>(first + i) * p.r, hidden, p.r}; },
-      [&](int i, float sum) { store(first + i, sum + bias_at<T>(p.fc2_bias, first + i)); });
+      [&](int i) {
+        return RowProduct{static_cast<int64_t>(first + i) * p.r, hidden, p.r,
+                          bias_at<T>(p.fc2_bias, first + i)};
+      },
+      [&](int i, float sum) { store(first + i, sum); });
 }
 
 }  // namespace mod_kernels
