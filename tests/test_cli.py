@@ -148,7 +148,7 @@ def test_info_says_what_works_and_why_the_rest_does_not(monkeypatch):
     assert lines["torch"] == torch.__version__
     assert lines["MOD_KERNELS_BACKEND"] == "reference"
     assert torch.backends.cpu.get_cpu_capability() in lines["cpu"]
-    if CUDA.library is None:
+    if CUDA.problem:
         assert lines["backend cuda"] == CUDA.problem
     else:
         assert f"library {CUDA.library.name}, built for 8.0 " in lines["backend cuda"]
