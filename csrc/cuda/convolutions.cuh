@@ -71,44 +71,44 @@ struct Limits {
   }
 };
 
-// kPointwise (kSide = 1, on h = 1 row of w = hw pixels) and kDense (3). A thread does kT outputs of kT
-// pixels in a row: what it loads of weights and planes is used kT times.
-template <int kSide, int kT, class T>
+// kPointwise (kSide = 1, on h = 1 row of w = hw pixels) and kDense (3). A thread does kTileSide outputs of
+// kTileSide pixels in a row: what it loads of weights and planes is used kTileSide times.
+template <int kSide, int kTileSide, class T>
 __device__ void convolve_dense(const TailStep& step, const float* conv, const Source<T>& in,
                                const Sink<T>& out, int h, int w, bool outputs_first, Team team) {
   constexpr int kReach = kSide / 2, kTaps = kSide * kSide;
   const float *weights = conv + step.weight, *biases = conv + step.bias;
   const Limits limits(step.then);
-  const int row_tiles = (w + kT - 1) / kT, tiles = h * row_tiles;
-  const int groups = (step.outputs + kT - 1) / kT;
+  const int row_tiles = (w + kTileSide - 1) / kTileSide, tiles = h * row_tiles;
+  const int groups = (step.outputs + kTileSide - 1) / kTileSide;
 #pragma unroll 1
   for (int item = team.thread; item < tiles * groups; item += team.threads) {
     // Neighbouring threads take neighbouring values of the map that is written.
     const int major = quotient(item, outputs_first ? groups : tiles);
     const int minor = item - major * (outputs_first ? groups : tiles);
-    const int tile = outputs_first ? major : minor, first = (outputs_first ? minor : major) * kT;
-    const int row = quotient(tile, row_tiles), column = (tile - row * row_tiles) * kT;
-    float sums[kT][kT];
-    const float* weight[kT];
+    const int tile = outputs_first ? major : minor, first = (outputs_first ? minor : major) * kTileSide;
+    const int row = quotient(tile, row_tiles), column = (tile - row * row_tiles) * kTileSide;
+    float sums[kTileSide][kTileSide];
+    const float* weight[kTileSide];
 #pragma unroll
-    for (int o = 0; o < kT; ++o) {
+    for (int o = 0; o < kTileSide; ++o) {
       // Past the last output the last one's again, which is not kept.
       const int output = min_of(first + o, step.outputs - 1);
       weight[o] = weights + output * step.inputs * kTaps;
       const float bias = biases[output];
 #pragma unroll
-      for (int j = 0; j < kT; ++j) sums[o][j] = bias;
+      for (int j = 0; j < kTileSide; ++j) sums[o][j] = bias;
     }
 #pragma unroll(kSide == 1 ? 4 : 1)
     for (int i = 0; i < step.inputs; ++i) {
       const int plane = in.plane(i);
-#pragma unroll(kT == 1 ? kSide : 1)
+#pragma unroll(kTileSide == 1 ? kSide : 1)
       for (int dy = 0; dy < kSide; ++dy) {
         const int near_row = row + dy - kReach;
         const bool inside = kSide == 1 || (near_row >= 0 && near_row < h);
-        float values[kT + kSide - 1];
+        float values[kTileSide + kSide - 1];
 #pragma unroll
-        for (int j = 0; j < kT + kSide - 1; ++j) {
+        for (int j = 0; j < kTileSide + kSide - 1; ++j) {
           const int near = column + j - kReach;
           const int place = plane + (near_row * w + near) * in.stride_p;
           values[j] = inside && near >= 0 && near < w ? in.at(place) : 0.0f;
@@ -116,30 +116,31 @@ __device__ void convolve_dense(const TailStep& step, const float* conv, const So
 #pragma unroll
         for (int dx = 0; dx < kSide; ++dx) {
 #pragma unroll
-          for (int o = 0; o < kT; ++o) {
+          for (int o = 0; o < kTileSide; ++o) {
             const float factor = weight[o][dy * kSide + dx];
 #pragma unroll
-            for (int j = 0; j < kT; ++j) sums[o][j] += factor * values[j + dx];
+            for (int j = 0; j < kTileSide; ++j) sums[o][j] += factor * values[j + dx];
           }
         }
       }
 #pragma unroll
-      for (int o = 0; o < kT; ++o) weight[o] += kTaps;
+      for (int o = 0; o < kTileSide; ++o) weight[o] += kTaps;
     }
     const int pixel = row * w + column;
 #pragma unroll
-    for (int o = 0; o < kT; ++o) {
+    for (int o = 0; o < kTileSide; ++o) {
 #pragma unroll
-      for (int j = 0; j < kT; ++j) {
+      for (int j = 0; j < kTileSide; ++j) {
         if (first + o < step.outputs && column + j < w) out.put(first + o, pixel + j, limits(sums[o][j]));
       }
     }
     if (step.then == Then::kGelu) {
-      // On what this thread has just stored: written out above it would stand there kT * kT times.
+      // On what this thread has just stored: written out above it would stand there kTileSide * kTileSide
+      // times.
 #pragma unroll 1
-      for (int o = first; o < min_of(first + kT, step.outputs); ++o) {
+      for (int o = first; o < min_of(first + kTileSide, step.outputs); ++o) {
 #pragma unroll 1
-        for (int j = 0; j < min_of(kT, w - column); ++j) {
+        for (int j = 0; j < min_of(kTileSide, w - column); ++j) {
           float& value = out.planes[o * h * w + pixel + j];
           value = gelu(value);
         }

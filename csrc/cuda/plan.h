@@ -1,5 +1,5 @@
-// How a block is launched: which launches, of how many blocks, with how much shared memory. From sizes and
-// the device alone, so that a test sees what a GPU does. Times are estimated: no GPU has run this.
+// How a block is launched: which launches, of how many blocks, with which parameters. From sizes and the
+// device alone, so that a test sees what a GPU does.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include "block_call.h"
 #include "conv_steps.h"
 #include "parameters.h"
+#include "plan_shares.h"
 
 namespace mod_kernels {
 
@@ -34,160 +35,156 @@ struct BlockPlan {
 
 namespace planning {
 
-inline constexpr int kLoadBytes = 16, kWarpLanes = 32;
-inline constexpr int64_t kMostValues = (int64_t{1} << 31) - (1 << 20);  // of a sample: offsets in it are int
-// Sections of the workspace begin apart by what a cache holds together.
-inline constexpr int64_t kSectionBytes = 256;
-// A stage is what one bulk copy brings. Of all stages 32 KB a block on several blocks of a multiprocessor are
-// more bytes on their way than any of these memories needs (3.35 TB/s times 1 us over 132 of them: 25 KB). A
-// block that has a multiprocessor to itself has more.
-inline constexpr int kStageBytes = 16 * 1024, kRingBytes = 32 * 1024, kLoneRingBytes = 96 * 1024;
-// Without the copy engine the detour through shared memory pays where planes are short.
-inline constexpr int kShortPlane = 1024;
-// With clusters the first layer is added up in so many groups of channels, a block having one or more of
-// them: so many blocks can share a sample, and a sample's bits do not depend on how many do.
-inline constexpr int kGroups = 16;
-// Without, every group is a block's, of some 24 KB of x.
-inline constexpr int64_t kGroupBytes = 24 * 1024;
-inline constexpr int kMostGroups = 64;
-// A cluster gets smaller once the batch's are more blocks than are there at once, and where a block
-// would have less than so many bytes of x.
-inline constexpr int kLeastBytes = 4096;
-// Sums of the first layer that a block holds: below it a cluster gets larger.
-inline constexpr int kMostSlotBytes = 32 * 1024;
-// The rule without clusters: up to so many weights in the second layer (C = 1024 at R = C / 16) a block is
-// one launch, whose last block of a sample reads them all. At C = 2048 they are 0.5 MB, some 5 us for one
-// block: two launches, the second with a slice of 256 channels a block. The Triton engine has the same
-// numbers (docs/gpu.md).
-inline constexpr int64_t kOneLaunchWeights = 65536;
-inline constexpr int kSliceChannels = 256;
-// A launch costs some 2 us in a CUDA graph; a multiprocessor does some 32 multiplications a clock of a
-// tail's.
-inline constexpr double kLaunchSeconds = 2e-6, kProductsASecond = 32 * 1.5e9;
+inline const char* refusal(const BlockCall& call, const ConvSteps& steps) {
+  const int64_t hw = call.h * call.w;
+  if (call.dtype == DType::kDouble) return "float64 is not for this engine";
+  if (call.k < 1 || call.k > std::min<int64_t>(call.c, kMaxK))
+    return "k must be between 1 and C, and at most 256";
+  if (call.c > kMaxChannels) return "x may have at most 4096 channels";
+  if (call.r < 1 || call.r > kMaxChannels) return "the selector may have 1 to 4096 hidden units";
+  if (std::max({call.c, steps.planes_a, steps.planes_b}) * hw > kMostValues) {
+    return "a sample, and the planes of its conv block, must have fewer than 2^31 values";
+  }
+  if (steps.packed_size > kMostValues) return "the conv block must have fewer than 2^31 weights";
+  return nullptr;
+}
 
-template <class I>
-constexpr I divide_up(I a, I b) {
-  return (a + b - 1) / b;
-}
-template <class I>
-constexpr I round_up(I a, I b) {
-  return divide_up(a, b) * b;
-}
-// The largest power of two that is no larger, between two others.
-constexpr int power_of_two(int64_t value, int least, int most) {
-  int power = least;
-  while (2 * power <= std::min<int64_t>(value, most)) power *= 2;
-  return power;
-}
-inline bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kLoadBytes == 0; }
-
-// How x is walked, and its channels' groups: by the shape of a sample and how it lies in memory.
-inline void choose_pooling(BlockParameters& p, int value_bytes, bool clusters) {
-  const int64_t plane = static_cast<int64_t>(p.h) * p.w * value_bytes, values = kLoadBytes / value_bytes;
-  const bool copies = p.y != nullptr && p.y != p.x;
-  // Of a single sample too: alone and in a batch it is read in the same way.
-  const auto begins_aligned = [&](const void* data, int64_t stride) {
-    return is_aligned(data) && stride * value_bytes % kLoadBytes == 0;
+inline BlockParameters parameters_of(const BlockCall& call) {
+  const auto parameter = [](const SelectorParameter& from) {
+    return Parameter{from.data, from.is_float, false};
   };
-  const bool aligned = begins_aligned(p.x, p.stride_xn) && (!copies || begins_aligned(p.y, p.stride_yn)) &&
-                       p.c * plane % kLoadBytes == 0;
-  int64_t together = 1;  // planes that are a whole number of 16 bytes
-  while (together * plane % kLoadBytes != 0) together *= 2;
-  if (p.channels_last) {
-    p.pooling = aligned && p.c * value_bytes % kLoadBytes == 0 ? Pooling::kWide : Pooling::kScalar;
-    const int64_t loads = p.pooling == Pooling::kWide ? values : 1;
-    // An eighth of the channels side by side, but at most a warp's loads: other threads take other pixels.
-    p.columns = power_of_two(p.c / (8 * loads), 4, kWarpLanes);
-    together = 1;
-  } else {
-    const bool fits =
-        together * plane <= kStageBytes && (clusters || plane % kLoadBytes != 0 || plane < kShortPlane);
-    p.pooling = aligned && fits                      ? Pooling::kStaged
-                : aligned && plane % kLoadBytes == 0 ? Pooling::kWide
-                                                     : Pooling::kScalar;
-    const int word = plane % 16 == 0 ? 16 : plane % 8 == 0 ? 8 : plane % 4 == 0 ? 4 : value_bytes;
-    const int64_t words = plane / word;
-    // Planes of an odd number of words: lanes with one each hit different banks. Of 16 bytes: eight lanes
-    // side by side do. Longer planes are for more lanes.
-    p.row_lanes = word == 16 ? power_of_two(std::min(words, std::max<int64_t>(words / 4, 8)), 1, kWarpLanes)
-                             : power_of_two(words / 32, 1, kWarpLanes);
-    if (word < 16 && words <= 64) p.row_lanes = 1;
-    p.stage_rows = static_cast<int>(std::max(together, kStageBytes / plane / together * together));
+  BlockParameters p;
+  p.x = call.x;
+  p.y = call.y;
+  p.stride_xn = call.stride_xn;
+  p.stride_yn = call.stride_yn;
+  p.n = static_cast<int>(call.n);
+  p.c = static_cast<int>(call.c);
+  p.h = static_cast<int>(call.h);
+  p.w = static_cast<int>(call.w);
+  p.k = static_cast<int>(call.k);
+  p.r = static_cast<int>(call.r);
+  p.channels_last = call.channels_last;
+  p.position = call.form.position;
+  p.pooled = call.pooled;
+  p.fc1_weight = parameter(call.fc1_weight);
+  p.fc2_weight = parameter(call.fc2_weight);
+  p.fc1_bias = parameter(call.fc1_bias);
+  p.fc2_bias = parameter(call.fc2_bias);
+  p.logits = call.logits;
+  p.hidden = call.hidden;
+  p.pooled_out = call.pooled_out;
+  p.scores = call.scores;
+  p.index = call.index;
+  p.conv = call.conv;
+  p.counters = call.counters;
+  return p;
+}
+
+// Whether launches for the steps of a tail cost less than what they gain: all multiprocessors instead of
+// those that have a block of the launch before.
+inline bool tail_is_long(const BlockParameters& p, int64_t working, const Architecture& device) {
+  int64_t products = 0;
+  for (int i = 0; i < p.step_count; ++i) products += products_of(p.steps[i]);
+  const double all = static_cast<double>(products) * p.h * p.w * p.n / kProductsASecond;
+  const double alone = all / static_cast<double>(std::min<int64_t>(working, device.multiprocessors));
+  return alone > all / device.multiprocessors + p.step_count * kLaunchSeconds;
+}
+
+// A launch for every step, as many blocks a sample as have something to do and as the device has room for.
+inline void add_steps(BlockPlan& plan, const Architecture& device) {
+  const BlockParameters& p = plan.parameters;
+  const int64_t hw = static_cast<int64_t>(p.h) * p.w, room = 8 * int64_t{device.multiprocessors};
+  for (int i = 0; i < p.step_count; ++i) {
+    const TailStep& step = p.steps[i];
+    const bool sums = step.kind == StepKind::kPointwise || step.kind == StepKind::kDense;
+    int64_t threads = step.kind == StepKind::kNormalise ? 8 * hw : step.outputs * hw;
+    if (sums) threads /= kTile * kTile;
+    const int64_t blocks =
+        std::clamp<int64_t>(room / p.n, 1, divide_up<int64_t>(std::max<int64_t>(threads, 1), kBlockThreads));
+    plan.launches[plan.count++] = {true, i, Phase::kWhole, static_cast<int>(blocks), 0, 8 * p.k};
   }
-  const int64_t most = clusters ? kGroups : std::clamp<int64_t>(p.c * plane / kGroupBytes, 1, kMostGroups);
-  // Rows of weights are read by 16 bytes too.
-  p.group_channels = static_cast<int>(round_up(divide_up<int64_t>(p.c, most), std::max(together, values)));
-  p.groups = divide_up(p.c, p.group_channels);
-}
-
-// Lanes for a row of weights: about as many as threads there are for `rows`, but two at least, for whole
-// sectors.
-inline int lanes_of_row(const Parameter& weight, int length, int value_bytes, int rows) {
-  const int loads = weight.wide ? length * value_bytes / kLoadBytes : divide_up(length, 4);
-  return power_of_two(std::min(loads, std::max(2, kBlockThreads / std::max(1, rows))), 1,
-                      weight.wide ? kWarpLanes : 8);
-}
-
-inline void choose_layers(BlockParameters& p, int value_bytes) {
-  const int fc1_bytes = p.fc1_weight.is_float ? 4 : value_bytes,
-            fc2_bytes = p.fc2_weight.is_float ? 4 : value_bytes;
-  p.fc1_weight.wide = is_aligned(p.fc1_weight.data) && p.c * fc1_bytes % kLoadBytes == 0;
-  p.fc2_weight.wide = is_aligned(p.fc2_weight.data) && p.r * fc2_bytes % kLoadBytes == 0;
-  // As if eight blocks shared a sample: another number must not add in another order.
-  p.fc1_lanes = lanes_of_row(p.fc1_weight, p.group_channels, fc1_bytes, kGroups / 8 * p.r);
-  p.hidden_lanes = power_of_two(std::min(p.groups, kBlockThreads / p.r), 1, kWarpLanes);
-  p.fc2_lanes = lanes_of_row(p.fc2_weight, p.r, fc2_bytes, p.c / 8);
-}
-
-inline int choose_cluster(const BlockParameters& p, int value_bytes, const Architecture& device) {
-  const int64_t sample_bytes = static_cast<int64_t>(p.c) * p.h * p.w * value_bytes;
-  const int most = power_of_two(std::min(device.max_cluster, p.groups), 1, kGroups);
-  // More than 8 blocks are not everywhere at once: where they would be all there is to do.
-  int blocks = int64_t{16} * p.n <= device.multiprocessors ? most : std::min(most, 8);
-  while (blocks > 1 && (p.n * blocks / 2 >= int64_t{kBlocksAtOnce} * device.multiprocessors ||
-                        sample_bytes < int64_t{kLeastBytes} * blocks)) {
-    blocks /= 2;
-  }
-  while (blocks < most && divide_up(p.groups, blocks) * int64_t{4} * p.r > kMostSlotBytes) blocks *= 2;
-  return blocks;
-}
-
-// Shared memory of a block, with `slice` of the logits, and room for `ring` bytes of stages.
-inline SharedLayout lay_out(BlockParameters& p, int value_bytes, bool clusters, int slice, int ring) {
-  SharedLayout at;
-  const auto take = [&](int64_t bytes) {
-    const int begin = at.bytes;
-    at.bytes += static_cast<int>(round_up<int64_t>(bytes, kLoadBytes));
-    return begin;
-  };
-  take(clusters ? kMaxStages * 8 : 0);  // barriers of the stages, at 0
-  at.pooled = take(int64_t{4} * p.block_groups * p.group_channels);
-  if (clusters) at.slots = take(int64_t{4} * p.block_groups * p.r);
-  at.hidden = take(int64_t{4} * p.r);
-  if (clusters) at.logits = take(int64_t{4} * slice);
-  at.chosen = take(int64_t{4} * p.k);
-  at.scores = take(int64_t{4} * p.k);
-  const int warps = kBlockThreads / kWarpLanes;
-  at.counts = take(4 * (2 * warps + 1));
-  int64_t reading = 0;
-  if (p.channels_last) {
-    reading = int64_t{4} * kBlockThreads * (p.pooling == Pooling::kWide ? kLoadBytes / value_bytes : 1);
-  } else if (p.pooling == Pooling::kStaged) {
-    const int64_t share = int64_t{p.block_groups} * p.group_channels;
-    p.stage_rows = static_cast<int>(std::min<int64_t>(p.stage_rows, share));
-    const int64_t stage = int64_t{p.stage_rows} * p.h * p.w * value_bytes;
-    const int64_t stages =
-        std::min(divide_up<int64_t>(share, p.stage_rows), std::max<int64_t>(1, ring / stage));
-    p.stages = clusters ? static_cast<int>(std::min<int64_t>(stages, kMaxStages)) : 1;
-    reading = p.stages * stage;
-  }
-  const int64_t ordered = 4 * round_up<int64_t>(p.c, kBlockThreads);
-  at.reused = take(std::max(reading, ordered + 8 * std::max(p.k, 2 * warps)));
-  at.candidates = at.reused + static_cast<int>(ordered);
-  return at;
 }
 
 }  // namespace planning
-}  // namespace mod_kernels
 
-#include "plan_launches.h"
+inline BlockPlan plan_block(const BlockCall& call, const Architecture& device) {
+  using namespace planning;
+  BlockPlan plan;
+  plan.dtype = call.dtype;
+  ConvSteps steps;
+  if (call.y != nullptr) steps = conv_steps(call.form, call.k);
+  plan.refused = refusal(call, steps);
+  if (plan.refused != nullptr || call.n == 0 || call.c == 0 || call.h * call.w == 0) return plan;
+
+  BlockParameters& p = plan.parameters = parameters_of(call);
+  std::copy_n(steps.steps, steps.count, p.steps);
+  p.step_count = steps.count;
+  p.planes_a_count = static_cast<int>(steps.planes_a);
+  p.planes_b_count = static_cast<int>(steps.planes_b);
+  const int value_bytes = static_cast<int>(size_of(call.dtype));
+  const bool clusters = device.has_clusters();
+  choose_pooling(p, value_bytes, clusters);
+  choose_layers(p, value_bytes);
+
+  const int cluster = clusters ? choose_cluster(p, value_bytes, device) : 0;
+  const bool one_launch = clusters || int64_t{p.c} * p.r <= kOneLaunchWeights;
+  const int blocks = clusters ? cluster : p.groups, slices = divide_up(p.c, kSliceChannels);
+  p.block_groups = divide_up(p.groups, blocks);
+  const bool lone = int64_t{p.n} * blocks <= device.multiprocessors;
+  const int slice = divide_up(p.c, clusters ? cluster : 1);
+  p.shared = lay_out(p, value_bytes, clusters, slice, lone ? kLoneRingBytes : kRingBytes);
+  if (p.shared.bytes > device.shared_bytes) {
+    plan.refused = "the selector has too many hidden units for a block's shared memory";
+    return plan;
+  }
+  if (one_launch) {
+    plan.launches[plan.count++] = {false, 0, Phase::kWhole, blocks, cluster, p.shared.bytes};
+  } else {
+    plan.launches[plan.count++] = {false, 0, Phase::kPool, blocks, cluster, p.shared.bytes};
+    plan.launches[plan.count++] = {false, 0, Phase::kRank, slices, cluster, p.shared.bytes};
+  }
+  plan.uses_counters = !clusters;
+  plan.has_apart_tail = tail_is_long(p, int64_t{p.n} * (clusters ? cluster : 1), device);
+  if (plan.has_apart_tail) add_steps(plan, device);
+
+  const int64_t n = p.n, hw = static_cast<int64_t>(p.h) * p.w;
+  const auto take = [&](bool wanted, int64_t bytes) {
+    if (!wanted) return int64_t{-1};
+    const int64_t begin = plan.workspace_bytes;
+    plan.workspace_bytes += round_up(bytes, kSectionBytes);
+    return begin;
+  };
+  plan.planes_a = take(steps.planes_a > 0, 4 * n * steps.planes_a * hw);
+  plan.planes_b = take(steps.planes_b > 0, 4 * n * steps.planes_b * hw);
+  plan.slots = take(!clusters, 4 * n * p.groups * p.r);
+  plan.logits = take(!clusters && p.logits == nullptr, 4 * n * p.c);
+  plan.scores = take(plan.has_apart_tail && p.scores == nullptr, 4 * n * p.k);
+  plan.index = take(plan.has_apart_tail && p.index == nullptr, 8 * n * p.k);
+  return plan;
+}
+
+// What launch i takes, with a workspace of plan.workspace_bytes, 256-byte aligned.
+inline BlockParameters launch_parameters(const BlockPlan& plan, int i, void* workspace) {
+  BlockParameters p = plan.parameters;
+  const BlockLaunch& launch = plan.launches[i];
+  char* base = static_cast<char*>(workspace);
+  if (plan.planes_a >= 0) p.planes_a = reinterpret_cast<float*>(base + plan.planes_a);
+  if (plan.planes_b >= 0) p.planes_b = reinterpret_cast<float*>(base + plan.planes_b);
+  if (plan.slots >= 0) p.slots = reinterpret_cast<float*>(base + plan.slots);
+  if (plan.logits >= 0) p.logits = reinterpret_cast<float*>(base + plan.logits);
+  if (plan.scores >= 0) p.scores = reinterpret_cast<float*>(base + plan.scores);
+  if (plan.index >= 0) p.index = reinterpret_cast<int64_t*>(base + plan.index);
+  p.phase = launch.phase;
+  p.blocks = launch.blocks_a_sample;
+  if (launch.is_step) {
+    p.shared = SharedLayout{};
+    p.shared.scores = 4 * p.k;
+    p.shared.bytes = launch.shared_bytes;
+  } else if (plan.has_apart_tail) {
+    p.step_count = 0;
+  }
+  return p;
+}
+
+}  // namespace mod_kernels

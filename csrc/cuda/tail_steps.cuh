@@ -36,7 +36,7 @@ __device__ TailSample<T> tail_sample(const BlockParameters& p, int64_t n, const 
 // One step. In a launch of its own, of a long tail, a thread does kTile outputs of kTile pixels at a time,
 // and one of one in the whole block's kernel, where tiles would leave threads without work, and be half of
 // the code.
-template <int kSideOfTile, class T>
+template <int kTileSide, class T>
 __device__ void tail_step(const BlockParameters& p, const TailSample<T>& sample, const TailStep& step,
                           Team team) {
   const int hw = p.h * p.w;
@@ -61,10 +61,10 @@ __device__ void tail_step(const BlockParameters& p, const TailSample<T>& sample,
   const bool outputs_first = p.channels_last && planes == nullptr && p.position != BlockPosition::kOriginal;
   switch (step.kind) {
     case StepKind::kPointwise:
-      convolve_dense<1, kSideOfTile>(step, p.conv, in, out, 1, hw, outputs_first, team);
+      convolve_dense<1, kTileSide>(step, p.conv, in, out, 1, hw, outputs_first, team);
       break;
     case StepKind::kDense:
-      convolve_dense<3, kSideOfTile>(step, p.conv, in, out, p.h, p.w, outputs_first, team);
+      convolve_dense<3, kTileSide>(step, p.conv, in, out, p.h, p.w, outputs_first, team);
       break;
     case StepKind::kDepthwise:
       if (step.side == 7) {
