@@ -48,11 +48,34 @@ struct BlockCall {
   int32_t* counters = nullptr;  // (n), zero, and left so; where BlockPlan::uses_counters
 };
 
+// Numbers that are a device's to choose, none of which decides whether a result is right. Smaller ones let a
+// small sample be shared out as a large one is: tests use that.
+struct BlockTuning {
+  // A stage is what one bulk copy brings. All stages of a block, 32 KB on several blocks of a multiprocessor,
+  // are more bytes on their way than any of these memories needs (3.35 TB/s times 1 us over 132 of them: 25
+  // KB). A block that has a multiprocessor to itself has more.
+  int stage_bytes = 16 * 1024, ring_bytes = 32 * 1024, lone_ring_bytes = 96 * 1024;
+  // Without the copy engine the detour through shared memory pays where planes are shorter.
+  int short_plane = 1024;
+  // What a block pools without clusters, in bytes of x.
+  int group_bytes = 24 * 1024;
+  // A cluster has no blocks with less than this of x.
+  int least_bytes = 4096;
+  // The rule without clusters: up to so many weights in the second layer (C = 1024 at R = C / 16) a block is
+  // one launch, whose last block of a sample reads them all. At C = 2048 they are 0.5 MB, some 5 us for one
+  // block: two launches, the second with a slice of the channels a block. The Triton engine has the same
+  // numbers (docs/gpu.md).
+  int one_launch_weights = 65536, slice_channels = 256;
+  // What a launch costs, in a CUDA graph.
+  double launch_seconds = 2e-6;
+};
+
 struct Architecture {
   int capability = 80;  // 10 * major + minor
   int multiprocessors = 108;
   int shared_bytes = 99 * 1024;  // a block may ask for, at most
   int max_cluster = 1;           // 8 from sm_90 on, 16 where the device allows it
+  BlockTuning tuning;
 
   bool has_clusters() const { return capability >= 90; }
 };

@@ -88,7 +88,7 @@ inline bool tail_is_long(const BlockParameters& p, int64_t working, const Archit
   for (int i = 0; i < p.step_count; ++i) products += products_of(p.steps[i]);
   const double all = static_cast<double>(products) * p.h * p.w * p.n / kProductsASecond;
   const double alone = all / static_cast<double>(std::min<int64_t>(working, device.multiprocessors));
-  return alone > all / device.multiprocessors + p.step_count * kLaunchSeconds;
+  return alone > all / device.multiprocessors + p.step_count * device.tuning.launch_seconds;
 }
 
 // A launch for every step, as many blocks a sample as have something to do and as the device has room for.
@@ -124,16 +124,17 @@ inline BlockPlan plan_block(const BlockCall& call, const Architecture& device) {
   p.planes_b_count = static_cast<int>(steps.planes_b);
   const int value_bytes = static_cast<int>(size_of(call.dtype));
   const bool clusters = device.has_clusters();
-  choose_pooling(p, value_bytes, clusters);
+  choose_pooling(p, value_bytes, device);
   choose_layers(p, value_bytes);
 
   const int cluster = clusters ? choose_cluster(p, value_bytes, device) : 0;
-  const bool one_launch = clusters || int64_t{p.c} * p.r <= kOneLaunchWeights;
-  const int blocks = clusters ? cluster : p.groups, slices = divide_up(p.c, kSliceChannels);
+  const bool one_launch = clusters || int64_t{p.c} * p.r <= device.tuning.one_launch_weights;
+  const int blocks = clusters ? cluster : p.groups, slices = divide_up(p.c, device.tuning.slice_channels);
   p.block_groups = divide_up(p.groups, blocks);
   const bool lone = int64_t{p.n} * blocks <= device.multiprocessors;
   const int slice = divide_up(p.c, clusters ? cluster : 1);
-  p.shared = lay_out(p, value_bytes, clusters, slice, lone ? kLoneRingBytes : kRingBytes);
+  p.shared = lay_out(p, value_bytes, clusters, slice,
+                     lone ? device.tuning.lone_ring_bytes : device.tuning.ring_bytes);
   if (p.shared.bytes > device.shared_bytes) {
     plan.refused = "the selector has too many hidden units for a block's shared memory";
     return plan;

@@ -17,32 +17,15 @@ inline constexpr int kLoadBytes = 16, kWarpLanes = 32;
 inline constexpr int64_t kMostValues = (int64_t{1} << 31) - (1 << 20);  // of a sample: offsets in it are int
 // Sections of the workspace begin apart by what a cache holds together.
 inline constexpr int64_t kSectionBytes = 256;
-// A stage is what one bulk copy brings. Of all stages 32 KB a block on several blocks of a multiprocessor are
-// more bytes on their way than any of these memories needs (3.35 TB/s times 1 us over 132 of them: 25 KB). A
-// block that has a multiprocessor to itself has more.
-inline constexpr int kStageBytes = 16 * 1024, kRingBytes = 32 * 1024, kLoneRingBytes = 96 * 1024;
-// Without the copy engine the detour through shared memory pays where planes are short.
-inline constexpr int kShortPlane = 1024;
 // With clusters the first layer is added up in so many groups of channels, a block having one or more of
 // them: so many blocks can share a sample, and a sample's bits do not depend on how many do.
 inline constexpr int kGroups = 16;
-// Without, every group is a block's, of some 24 KB of x.
-inline constexpr int64_t kGroupBytes = 24 * 1024;
+// Without, every group is a block's, and there are no more than these.
 inline constexpr int kMostGroups = 64;
-// A cluster gets smaller once the batch's are more blocks than are there at once, and where a block
-// would have less than so many bytes of x.
-inline constexpr int kLeastBytes = 4096;
-// Sums of the first layer that a block holds: below it a cluster gets larger.
+// Sums of the first layer that a block holds: above it a cluster gets larger.
 inline constexpr int kMostSlotBytes = 32 * 1024;
-// The rule without clusters: up to so many weights in the second layer (C = 1024 at R = C / 16) a block is
-// one launch, whose last block of a sample reads them all. At C = 2048 they are 0.5 MB, some 5 us for one
-// block: two launches, the second with a slice of 256 channels a block. The Triton engine has the same
-// numbers (docs/gpu.md).
-inline constexpr int64_t kOneLaunchWeights = 65536;
-inline constexpr int kSliceChannels = 256;
-// A launch costs some 2 us in a CUDA graph; a multiprocessor does some 32 multiplications a clock of a
-// tail's.
-inline constexpr double kLaunchSeconds = 2e-6, kProductsASecond = 32 * 1.5e9;
+// Multiplications a multiprocessor does of a tail's, some 32 a clock.
+inline constexpr double kProductsASecond = 32 * 1.5e9;
 
 template <class I>
 constexpr I divide_up(I a, I b) {
@@ -61,7 +44,9 @@ constexpr int power_of_two(int64_t value, int least, int most) {
 inline bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kLoadBytes == 0; }
 
 // How x is walked, and its channels' groups: by the shape of a sample and how it lies in memory.
-inline void choose_pooling(BlockParameters& p, int value_bytes, bool clusters) {
+inline void choose_pooling(BlockParameters& p, int value_bytes, const Architecture& device) {
+  const BlockTuning& tuning = device.tuning;
+  const bool clusters = device.has_clusters();
   const int64_t plane = static_cast<int64_t>(p.h) * p.w * value_bytes, values = kLoadBytes / value_bytes;
   const bool copies = p.y != nullptr && p.y != p.x;
   // Of a single sample too: alone and in a batch it is read in the same way.
@@ -79,8 +64,8 @@ inline void choose_pooling(BlockParameters& p, int value_bytes, bool clusters) {
     p.columns = power_of_two(p.c / (8 * loads), 4, kWarpLanes);
     together = 1;
   } else {
-    const bool fits =
-        together * plane <= kStageBytes && (clusters || plane % kLoadBytes != 0 || plane < kShortPlane);
+    const bool fits = together * plane <= tuning.stage_bytes &&
+                      (clusters || plane % kLoadBytes != 0 || plane < tuning.short_plane);
     p.pooling = aligned && fits                      ? Pooling::kStaged
                 : aligned && plane % kLoadBytes == 0 ? Pooling::kWide
                                                      : Pooling::kScalar;
@@ -91,9 +76,10 @@ inline void choose_pooling(BlockParameters& p, int value_bytes, bool clusters) {
     p.row_lanes = word == 16 ? power_of_two(std::min(words, std::max<int64_t>(words / 4, 8)), 1, kWarpLanes)
                              : power_of_two(words / 32, 1, kWarpLanes);
     if (word < 16 && words <= 64) p.row_lanes = 1;
-    p.stage_rows = static_cast<int>(std::max(together, kStageBytes / plane / together * together));
+    p.stage_rows = static_cast<int>(std::max(together, tuning.stage_bytes / plane / together * together));
   }
-  const int64_t most = clusters ? kGroups : std::clamp<int64_t>(p.c * plane / kGroupBytes, 1, kMostGroups);
+  const int64_t most =
+      clusters ? kGroups : std::clamp<int64_t>(p.c * plane / tuning.group_bytes, 1, kMostGroups);
   // Rows of weights are read by 16 bytes too.
   p.group_channels = static_cast<int>(round_up(divide_up<int64_t>(p.c, most), std::max(together, values)));
   p.groups = divide_up(p.c, p.group_channels);
@@ -124,7 +110,7 @@ inline int choose_cluster(const BlockParameters& p, int value_bytes, const Archi
   // More than 8 blocks are not everywhere at once: where they would be all there is to do.
   int blocks = int64_t{16} * p.n <= device.multiprocessors ? most : std::min(most, 8);
   while (blocks > 1 && (p.n * blocks / 2 >= int64_t{kBlocksAtOnce} * device.multiprocessors ||
-                        sample_bytes < int64_t{kLeastBytes} * blocks)) {
+                        sample_bytes < int64_t{device.tuning.least_bytes} * blocks)) {
     blocks /= 2;
   }
   while (blocks < most && divide_up(p.groups, blocks) * int64_t{4} * p.r > kMostSlotBytes) blocks *= 2;
