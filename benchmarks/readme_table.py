@@ -1,4 +1,4 @@
-"""The paper's table in README.md, from the committed results that its first marker names; part of `make figures`.
+"""README's tables, each made of the committed results that its marker names; part of `make figures`.
 
 python -m benchmarks.readme_table
 """
@@ -6,21 +6,26 @@ python -m benchmarks.readme_table
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mod_kernels.bench.paper_table import DENSE, DENSE_OPTIMIZED, OPTIMIZED
-from mod_kernels.bench.store import PAPER, Results, Row, load
-from mod_kernels.bench.table import by_cell
+from mod_kernels.bench.providers import COMPILED, PLAIN
+from mod_kernels.bench.store import PAPER, Row, load
+from mod_kernels.bench.table import by_cell, geometric_mean
 from mod_kernels.bench.table_paper import best_plain
+from mod_kernels.report.collect import Group, collect
+from mod_kernels.report.gallery import has_bars
+from mod_kernels.report.pairs import our_row
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-_BLOCK = re.compile(r"(<!-- the paper's table, from (\S+) -->\n).*?(<!-- end of the table -->)", re.DOTALL)
 _RUNTIMES = ("onnxruntime", "openvino")
-_HEADINGS = (
+_OF_NETWORKS = (
     "network", "GMAC", "dense", "plain", "fused", "optimized", *_RUNTIMES, "fused x", "optimized x", "paper x",
     "share of plain",
 )  # fmt: skip
+_OF_BLOCKS = ("blocks", "how", "cells", "over plain clone", "over the best plain", "of the floor's time", "commit")
 
 
 def main() -> None:
@@ -28,21 +33,23 @@ def main() -> None:
 
 
 def filled(readme: str) -> str:
-    """README's text with its table made anew.
+    """README's text with its tables made anew.
 
     Raises:
-        ValueError: its markers are not there.
+        ValueError: the markers around one of them are not there.
     """
-    match = _BLOCK.search(readme)
-    if match is None:
-        raise ValueError("README.md has no markers around the paper's table")
-    table = markdown(load(ROOT / match[2]))
-    return readme[: match.start()] + match[1] + table + match[3] + readme[match.end() :]
+    for name, table in _TABLES.items():
+        marked = re.compile(rf"(<!-- {name}, from (\S+) -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        match = marked.search(readme)
+        if match is None:
+            raise ValueError(f"README.md has no markers around {name}")
+        readme = readme[: match.start()] + match[1] + table(ROOT / match[2]) + match[3] + readme[match.end() :]
+    return readme
 
 
-def markdown(results: Results) -> str:
+def networks(file: Path) -> str:
     """A line a network: medians in ms, and speed-ups over the dense peer run alike."""
-    lines = ["| " + " | ".join(_HEADINGS) + " |", "|---|" + "---|" * (len(_HEADINGS) - 1)]
+    results, lines = load(file), []
     for cell in by_cell(row for row in results.rows if row.kind == PAPER).values():
         fused, optimized = cell.get("fused"), cell.get(OPTIMIZED)
         name = next(iter(cell.values())).name
@@ -50,21 +57,62 @@ def markdown(results: Results) -> str:
         printed = network["paper"]["cpu_speedup"]
         share = fused.share if fused is not None else None
         lines.append(
-            "| "
-            + " | ".join(
-                (
-                    name,
-                    f"{network['multiply_adds'] / 1e9:.2f}",
-                    f"{_ms(cell.get(DENSE))} / {_ms(cell.get(DENSE_OPTIMIZED))}",
-                    *(_ms(one) for one in (best_plain(cell), fused, optimized, *map(cell.get, _RUNTIMES))),
-                    *(_x(one) for one in (fused, optimized)),
-                    "-" if printed is None else f"{printed:.2f}",
-                    "-" if share is None else "{:.2f} ({:.2f} to {:.2f})".format(*share),
-                )
+            (
+                name,
+                f"{network['multiply_adds'] / 1e9:.2f}",
+                f"{_ms(cell.get(DENSE))} / {_ms(cell.get(DENSE_OPTIMIZED))}",
+                *(_ms(one) for one in (best_plain(cell), fused, optimized, *map(cell.get, _RUNTIMES))),
+                *(_x(one) for one in (fused, optimized)),
+                "-" if printed is None else f"{printed:.2f}",
+                "-" if share is None else "{:.2f} ({:.2f} to {:.2f})".format(*share),
             )
-            + " |"
         )
-    return "\n".join(lines) + "\n"
+    return _markdown(_OF_NETWORKS, lines)
+
+
+def blocks(folder: Path) -> str:
+    """A table a machine, of all result files in the folder; a line for each way its blocks were measured."""
+    text = ""
+    for machine in collect([folder]).machines:
+        groups = [group for group in machine.groups if has_bars(group)]
+        text += f"\n{machine.name}:\n\n" + _markdown(_OF_BLOCKS, map(group_line, groups))
+    return text + "\n"
+
+
+def group_line(group: Group) -> tuple[str, ...]:
+    """What one way of measuring gave: means over its cells of shape and batch that have a time of ours."""
+    cells = [(cell, our_row(cell)) for cell in by_cell(group.rows).values()]
+    cells = [(cell, ours) for cell, ours in cells if ours is not None]
+
+    def over(names: Iterable[str]) -> list[float]:
+        times = [(_fastest(cell, names), ours.median_ms) for cell, ours in cells]
+        return [plain / ours for plain, ours in times if plain is not None]
+
+    clone, best = over(["plain-clone"]), over((*PLAIN, *COMPILED))
+    # In training what is kept as the floor is that of one pass, not of the block.
+    floor = [1 / one for one in over(["floor"])] if group.suite == "block" else []
+    return (
+        group.first.kind.replace("_", " "),
+        group.where,
+        str(len(cells)),
+        _mean_and(min, clone),
+        _mean_and(min, best),
+        _mean_and(max, floor),
+        str(group.run.machine["commit"])[:7],
+    )
+
+
+def _fastest(cell: dict[str, Row], names: Iterable[str]) -> float | None:
+    return min((cell[name].median_ms for name in names if name in cell and cell[name].timed), default=None)
+
+
+def _mean_and(worst: Callable[[list[float]], float], values: list[float]) -> str:
+    return f"{geometric_mean(values):.2f} ({worst(values):.2f})" if values else "-"
+
+
+def _markdown(headings: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def _ms(row: Row | None) -> str:
@@ -73,6 +121,9 @@ def _ms(row: Row | None) -> str:
 
 def _x(row: Row | None) -> str:
     return "-" if row is None or row.speedup is None else f"{row.speedup[0]:.2f}"
+
+
+_TABLES: dict[str, Callable[[Path], str]] = {"blocks": blocks, "the paper's table": networks}
 
 
 if __name__ == "__main__":

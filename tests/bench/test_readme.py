@@ -1,4 +1,4 @@
-"""README's table and pictures are what the committed results say."""
+"""README's tables and pictures are what the committed results say."""
 
 import re
 
@@ -6,18 +6,38 @@ import pytest
 
 from benchmarks import plot, readme_table
 from benchmarks.readme_table import README, ROOT
+from mod_kernels.bench.store import Results, Row
+from mod_kernels.report.collect import Group
 
 PICTURES = re.findall(r"\]\((benchmarks/results/\S+\.png)\)", README.read_text())
 
 
-def test_the_table_is_made_of_the_results_it_names():
+def test_the_tables_are_made_of_the_results_they_name():
     readme = readme_table.README.read_text()
     assert readme_table.filled(readme) == readme, "make figures"
 
 
 def test_a_file_without_markers_is_refused():
-    with pytest.raises(ValueError, match=r"README.md has no markers around the paper's table"):
+    blocks = "<!-- blocks, from benchmarks/results -->\n<!-- end of blocks -->\n"
+    with pytest.raises(ValueError, match=r"README.md has no markers around blocks"):
         readme_table.filled("# mod_kernels\n")
+    with pytest.raises(ValueError, match=r"README.md has no markers around the paper's table"):
+        readme_table.filled(blocks)
+
+
+def test_a_line_of_blocks_has_the_mean_and_the_worst_of_its_cells():
+    def cell(batch, **times):
+        names = {"clone": "plain-clone", "inplace": "plain-inplace", "compiled": "compile", "ours": "cpu-inplace"}
+        where = ("256x56x56", "bottleneck", batch, 1, "cpu", "float32", "eager", "warm")
+        return [Row(*where, names.get(name, name), "ok", median) for name, median in times.items()]
+
+    rows = cell(1, clone=8.0, inplace=4.0, compiled=3.0, ours=2.0, floor=1.0)
+    rows += cell(8, clone=4.0, inplace=3.0, ours=2.0, floor=4.0)
+    rows += cell(32, clone=4.0)  # ours was not timed: no ratio, and no cell
+    run = Results({"commit": "0123456789ab"}, "mod-kernels bench", rows)
+    line = readme_table.group_line(Group("block", run, tuple(rows)))
+    assert line[0] == "bottleneck" and line[2:] == ("2", "2.83 (2.00)", "1.50 (1.50)", "1.00 (2.00)", "0123456")
+    assert readme_table.group_line(Group("block-train", run, tuple(rows)))[5] == "-"
 
 
 @pytest.mark.parametrize("picture", PICTURES)
