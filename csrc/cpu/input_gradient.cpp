@@ -117,33 +117,33 @@ class Pass {
         // A map of one pixel a channel fits both layouts: its channels lie side by side.
         by_pixels(g.dy.channels_last() || g.dy.hw() == 1),
         threads(threads_for(g.dy.n * g.dy.sample_size())),
-        add_bytes(whole_lines(g.dy.n * g.dy.c * sizeof(A))),
-        row_bytes(by_pixels && g.dgathered.data ? whole_lines(2 * g.dy.c * sizeof(A)) : 0),
         owner_bytes(!by_pixels && g.dy.hw() <= kShortPlane
                         ? whole_lines(g.dy.hw() * kLanes<A> * sizeof(IntOf<A>))
                         : 0),
-        head_bytes(linked ? whole_lines(g.dy.n * g.dy.c * sizeof(int32_t)) : 0),
-        next_bytes(linked ? whole_lines(g.dy.n * k * sizeof(int32_t)) : 0) {}
+        add_bytes(whole_lines(g.dy.c * sizeof(A))),
+        row_bytes(by_pixels && g.dgathered.data ? whole_lines(2 * g.dy.c * sizeof(A)) : 0),
+        head_bytes(linked ? whole_lines(g.dy.c * sizeof(int32_t)) : 0),
+        next_bytes(linked ? whole_lines(k * sizeof(int32_t)) : 0) {}
 
-  int64_t scratch_bytes() const {
-    return add_bytes + threads * row_bytes + owner_bytes + head_bytes + next_bytes;
-  }
+  int64_t scratch_bytes() const { return owner_bytes + threads * thread_bytes(); }
 
   void run(char* scratch) {
-    prepare(scratch);
+    if (owner_bytes) fill_owners<A>(g.dy.hw(), owners = reinterpret_cast<IntOf<A>*>(scratch));
     // Pixels or planes of a sample.
     const int64_t each = by_pixels ? g.dy.hw() : g.dy.c, count = g.dy.n * each;
     parallel(threads, count, [&](int64_t begin, int64_t end) {
       // A thread has an index only where work was shared out.
-      char* own = rows + (threads == 1 || count == 1 ? 0 : thread_index()) * row_bytes;
+      const int64_t thread = threads == 1 || count == 1 ? 0 : thread_index();
+      char* own = scratch + owner_bytes + thread * thread_bytes();
       for (int64_t i = begin; i < end;) {
-        const int64_t n = i / each, first = i % each, last = std::min(each, first + end - i);
+        const int64_t first = i % each, last = std::min(each, first + end - i);
+        const Sample sample = prepared(i / each, own);
         if (by_pixels) {
-          pixels(n, first, last, reinterpret_cast<A*>(own));
+          pixels(sample, first, last);
         } else if (g.y.data) {
-          planes<true>(n, first, last);
+          planes<true>(sample, first, last);
         } else {
-          planes<false>(n, first, last);
+          planes<false>(sample, first, last);
         }
         i += last - first;
       }
@@ -154,70 +154,78 @@ class Pass {
   // Values of a plane up to which planes go in groups: their owners are to stay in the first-level cache.
   static constexpr int64_t kShortPlane = 256;
 
+  // What a thread knows of the sample it is at. In the thread's own memory, where it stays in the cache: for
+  // a whole batch it would be read and written beside the maps.
+  struct Sample {
+    int64_t n;
+    A* add;         // (C), what all of a plane gets
+    A* rows;        // two rows of addends, where pixels gather
+    int32_t* head;  // (C), where linked: the first j with index[n, j] == c, or -1
+    int32_t* next;  // (k): the next j with the same channel, or -1
+
+    int64_t first_of(int64_t c) const { return head ? head[c] : -1; }
+  };
+
   const InputGradient<T>& g;
   const int64_t k;
   const bool linked, by_pixels;
-  const int64_t threads, add_bytes, row_bytes, owner_bytes, head_bytes, next_bytes;
-  A* add = nullptr;            // (N, C), what all of a plane gets
-  int32_t* head = nullptr;     // (N, C): the first j with index[n, j] == c, or -1
-  char* rows = nullptr;        // two rows of addends for each thread, where pixels gather
+  const int64_t threads, owner_bytes, add_bytes, row_bytes, head_bytes, next_bytes;
   IntOf<A>* owners = nullptr;  // where planes are short, see fill_owners
-  int32_t* next = nullptr;     // (N, k): the next j with the same channel, or -1
 
-  void prepare(char* scratch) {
-    const int64_t samples = g.dy.n, channels = g.dy.c, size = samples * channels;
-    add = reinterpret_cast<A*>(scratch);
-    rows = scratch + add_bytes;
+  int64_t thread_bytes() const { return add_bytes + row_bytes + head_bytes + next_bytes; }
+
+  Sample prepared(int64_t n, char* own) const {
+    const int64_t channels = g.dy.c;
+    char *rows = own + add_bytes, *links = rows + row_bytes;
+    Sample s{n, reinterpret_cast<A*>(own), reinterpret_cast<A*>(rows), nullptr, nullptr};
     const A count = static_cast<A>(g.dy.hw());
-    // -0.0 leaves every number as it is; 0.0 would turn -0.0 into itself.
-    for (int64_t i = 0; i < size; ++i) add[i] = g.dpooled ? g.dpooled[i] / count : A{-0.0};
-    char* after_rows = rows + threads * row_bytes;
-    if (owner_bytes) fill_owners<A>(g.dy.hw(), owners = reinterpret_cast<IntOf<A>*>(after_rows));
-    if (!linked) return;
-    head = reinterpret_cast<int32_t*>(after_rows + owner_bytes);
-    next = reinterpret_cast<int32_t*>(after_rows + owner_bytes + head_bytes);
-    std::fill_n(head, size, -1);
-    for (int64_t n = 0; n < samples; ++n) {
-      for (int64_t j = k - 1; j >= 0; --j) {  // backwards: a channel's list is then ascending
-        int32_t& first = head[n * channels + g.index[n * k + j]];
-        next[n * k + j] = first;
-        first = static_cast<int32_t>(j);
-      }
+    if (g.dpooled) {
+      for (int64_t c = 0; c < channels; ++c) s.add[c] = g.dpooled[n * channels + c] / count;
+    } else {  // -0.0 leaves every number as it is; 0.0 would turn -0.0 into itself
+      std::fill_n(s.add, channels, A{-0.0});
     }
+    if (!linked) return s;
+    s.head = reinterpret_cast<int32_t*>(links);
+    s.next = reinterpret_cast<int32_t*>(links + head_bytes);
+    std::fill_n(s.head, channels, -1);
+    for (int64_t j = k - 1; j >= 0; --j) {  // backwards: a channel's list is then ascending
+      int32_t& first = s.head[g.index[n * k + j]];
+      s.next[j] = first;
+      first = static_cast<int32_t>(j);
+    }
+    return s;
   }
-
-  int64_t first_of(int64_t n, int64_t c) const { return linked ? head[n * g.dy.c + c] : -1; }
 
   // The first channel of P where they are a range.
   int64_t range_begin() const { return target_channel(g.position, 0, g.overwritten.c, g.dy.c, nullptr); }
 
   // Which of overwritten's channels stands for channel c; -1 where y's own does.
-  int64_t overwritten_at(int64_t n, int64_t c) const {
+  int64_t overwritten_at(const Sample& s, int64_t c) const {
     if (!g.overwritten.data) return -1;
-    if (g.position == Position::kOriginal) return first_of(n, c);
+    if (g.position == Position::kOriginal) return s.first_of(c);
     const int64_t j = c - range_begin();
     return j >= 0 && j < g.overwritten.c ? j : -1;
   }
 
-  bool is_plain(int64_t n, int64_t c) const {
-    return !(g.dgathered.data && first_of(n, c) >= 0) && overwritten_at(n, c) < 0;
+  bool is_plain(const Sample& s, int64_t c) const {
+    return !(g.dgathered.data && s.first_of(c) >= 0) && overwritten_at(s, c) < 0;
   }
 
   template <bool kMasked>
-  void planes(int64_t n, int64_t begin, int64_t end) const {
-    const int64_t hw = g.dy.hw();
+  void planes(const Sample& s, int64_t begin, int64_t end) const {
+    const int64_t n = s.n, hw = g.dy.hw();
     // Locals: the compiler takes a store through dx for one that may change the members.
     const T *dy = g.dy.sample(n), *y = kMasked ? g.y.sample(n) : nullptr;
     T* dx = g.dx.sample(n);
-    const A* a = add + n * g.dy.c;
-    for (int64_t c = short_planes<kMasked>(n, begin, end); c < end;) {
+    const A* a = s.add;
+    for (int64_t c = short_planes<kMasked>(s, begin, end); c < end;) {
       const int64_t at = c * hw, first = c;
-      if (hw < kLanes<A> || !is_plain(n, c)) {
-        plane<kMasked>(n, c++);
+      if (hw < kLanes<A> || !is_plain(s, c)) {
+        plane<kMasked>(s, c++);
         continue;
       }
       do ++c;
-      while (c < end && is_plain(n, c));
+      while (c < end && is_plain(s, c));
       pass_run<T, kMasked>(dy + at, kMasked ? y + at : nullptr, a + first, dx + at, hw, c - first);
     }
   }
@@ -225,12 +233,12 @@ class Pass {
   // Planes from begin on in whole groups; returns where they end. The few that get more than an addend, or
   // are masked by other values, are passed as if they did not, and then once more as they should be.
   template <bool kMasked>
-  int64_t short_planes(int64_t n, int64_t begin, int64_t end) const {
+  int64_t short_planes(const Sample& s, int64_t begin, int64_t end) const {
     if (!owner_bytes) return begin;
-    const int64_t hw = g.dy.hw(), groups = (end - begin) / kLanes<A>;
+    const int64_t n = s.n, hw = g.dy.hw(), groups = (end - begin) / kLanes<A>;
     const T *dy = g.dy.sample(n) + begin * hw, *y = kMasked ? g.y.sample(n) + begin * hw : nullptr;
     T* dx = g.dx.sample(n) + begin * hw;
-    const A* a = add + n * g.dy.c + begin;
+    const A* a = s.add + begin;
     const IntOf<A>* of = owners;
     for (int64_t i = 0; i < groups * kLanes<A>; i += kLanes<A>) {
       pass_group<T, kMasked>(dy + i * hw, kMasked ? y + i * hw : nullptr, load(a + i), of, dx + i * hw, hw);
@@ -238,68 +246,65 @@ class Pass {
     end = begin + groups * kLanes<A>;
     for (int64_t j = 0; linked && j < k; ++j) {
       const int64_t c = g.index[n * k + j];
-      if (begin <= c && c < end && first_of(n, c) == j) plane<kMasked>(n, c);
+      if (begin <= c && c < end && s.first_of(c) == j) plane<kMasked>(s, c);
     }
     if (g.overwritten.data && g.position != Position::kOriginal) {
       const int64_t last = std::min(end, range_begin() + g.overwritten.c);
-      for (int64_t c = std::max(begin, range_begin()); c < last; ++c) plane<kMasked>(n, c);
+      for (int64_t c = std::max(begin, range_begin()); c < last; ++c) plane<kMasked>(s, c);
     }
     return end;
   }
 
   // One plane, whatever it gets.
   template <bool kMasked>
-  void plane(int64_t n, int64_t c) const {
-    const int64_t hw = g.dy.hw(), at = c * hw, over = overwritten_at(n, c), first = first_of(n, c);
+  void plane(const Sample& s, int64_t c) const {
+    const int64_t n = s.n, hw = g.dy.hw(), at = c * hw, over = overwritten_at(s, c), first = s.first_of(c);
     const T* output = kMasked ? g.y.sample(n) + at : nullptr;
     if (over >= 0) output = g.overwritten.sample(n) + over * hw;
-    if (g.dgathered.data && first >= 0) return gathered_plane<kMasked>(n, c, first, output);
-    pass_plane<T, false, kMasked>(g.dy.sample(n) + at, nullptr, output, add[n * g.dy.c + c],
-                                  g.dx.sample(n) + at, hw);
+    if (g.dgathered.data && first >= 0) return gathered_plane<kMasked>(s, c, first, output);
+    pass_plane<T, false, kMasked>(g.dy.sample(n) + at, nullptr, output, s.add[c], g.dx.sample(n) + at, hw);
   }
 
   template <bool kMasked>
-  void gathered_plane(int64_t n, int64_t c, int64_t first, const T* output) const {
-    const int64_t hw = g.dy.hw(), at = c * hw;
+  void gathered_plane(const Sample& s, int64_t c, int64_t first, const T* output) const {
+    const int64_t n = s.n, hw = g.dy.hw(), at = c * hw;
     T* dx = g.dx.sample(n) + at;
-    if (next[n * k + first] < 0) {
+    if (s.next[first] < 0) {
       const T* dgathered = g.dgathered.sample(n) + first * hw;
-      pass_plane<T, true, kMasked>(g.dy.sample(n) + at, dgathered, output, add[n * g.dy.c + c], dx, hw);
+      pass_plane<T, true, kMasked>(g.dy.sample(n) + at, dgathered, output, s.add[c], dx, hw);
       return;
     }
     // A caller's own index: no selection repeats a channel.
     for (int64_t p = 0; p < hw; ++p) {
-      A v = widen(g.dy.sample(n)[at + p]) + add[n * g.dy.c + c];
-      for (int64_t j = first; j >= 0; j = next[n * k + j]) v += widen(g.dgathered.sample(n)[j * hw + p]);
+      A v = widen(g.dy.sample(n)[at + p]) + s.add[c];
+      for (int64_t j = first; j >= 0; j = s.next[j]) v += widen(g.dgathered.sample(n)[j * hw + p]);
       dx[p] = narrow<T>(kMasked && widen(output[p]) <= 0 ? A{0} : v);
     }
   }
 
-  // Pixels begin to end - 1 of a sample; rows is room for 2 C addends.
-  void pixels(int64_t n, int64_t begin, int64_t end, A* rows) const {
-    const int64_t channels = g.dy.c;
-    const A* a = add + n * channels;
+  // Pixels begin to end - 1 of a sample.
+  void pixels(const Sample& s, int64_t begin, int64_t end) const {
+    const int64_t n = s.n, channels = g.dy.c;
     if (!g.dgathered.data) {
-      for (int64_t p = begin; p < end; ++p) pixel(n, p, a);
+      for (int64_t p = begin; p < end; ++p) pixel(n, p, s.add);
       return;
     }
     // The gathered channels' own addends are put into a row of addends, a pixel ahead: a vector that holds
     // what has just been written one by one waits for it.
-    const int32_t* links = next + n * k;
-    const bool repeats = std::any_of(links, links + k, [](int32_t j) { return j >= 0; });
-    A* const row[] = {rows, rows + channels};
-    for (A* each : row) std::copy_n(a, channels, each);
-    put_gathered(n, begin, repeats, row[begin % 2]);
+    const bool repeats = std::any_of(s.next, s.next + k, [](int32_t j) { return j >= 0; });
+    A* const row[] = {s.rows, s.rows + channels};
+    for (A* each : row) std::copy_n(s.add, channels, each);
+    put_gathered(s, begin, repeats, row[begin % 2]);
     for (int64_t p = begin; p < end; ++p) {
-      if (p + 1 < end) put_gathered(n, p + 1, repeats, row[(p + 1) % 2]);
+      if (p + 1 < end) put_gathered(s, p + 1, repeats, row[(p + 1) % 2]);
       pixel(n, p, row[p % 2]);
     }
   }
 
-  void put_gathered(int64_t n, int64_t p, bool repeats, A* row) const {
-    const A* a = add + n * g.dy.c;
-    const int64_t* index = g.index + n * k;
-    const T* dgathered = g.dgathered.sample(n) + p * k;
+  void put_gathered(const Sample& s, int64_t p, bool repeats, A* row) const {
+    const A* a = s.add;
+    const int64_t* index = g.index + s.n * k;
+    const T* dgathered = g.dgathered.sample(s.n) + p * k;
     if (!repeats) {
       for (int64_t j = 0; j < k; ++j) row[index[j]] = a[index[j]] + widen(dgathered[j]);
       return;
