@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
 
 from rich.console import Console
 from rich.table import Table
@@ -13,35 +11,6 @@ from .backends import cuda_resources
 from .backends.triton.resources import Row
 
 MISSING = "-"
-
-
-# What a variant is, wherever it was compiled for; the types of its arguments follow.
-_OF_VARIANT = ("shape", "dtype", "kernel", "constants", "num_warps", "num_stages")
-_OF_BINARY = tuple(
-    one.name for one in fields(Row) if one.name not in (*_OF_VARIANT, "types", "capability", "estimate_gpu")
-)
-
-
-def as_json(about: dict[str, object], rows: list[Row], cuda_rows: list[cuda_resources.Row] = ()) -> str:
-    """``about``, and a line a variant: what it is and, under each capability, the values of ``columns``; and a
-    line a kernel of the CUDA engine.
-
-    There are some ten thousand rows, in which nothing else would be short enough to keep.
-    """
-    variants: dict[str, dict[str, object]] = {}
-    for row in rows:
-        one = {name: getattr(row, name) for name in _OF_VARIANT}
-        found = variants.setdefault(json.dumps(one), one | {"on": {}})
-        found["on"][str(row.capability)] = [_short(getattr(row, name)) for name in _OF_BINARY]
-    gpus = {str(row.capability): row.estimate_gpu for row in rows if row.estimate_gpu}
-    head = json.dumps(about | {"estimates_for": gpus, "columns": _OF_BINARY}, indent=1).removesuffix("\n}")
-    lines = ",\n".join(json.dumps(one) for one in variants.values())
-    kernels = ",\n".join(json.dumps(asdict(row)) for row in cuda_rows)
-    return f'{head},\n "variants": [\n{lines}\n ],\n "cuda_kernels": [\n{kernels}\n ]\n}}\n'
-
-
-def _short(value: object) -> object:
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def show(rows: list[Row], console: Console) -> None:

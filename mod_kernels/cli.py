@@ -10,14 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import _cli_bench, _cli_compare, _cli_profile, _cli_report, _info, _verify_table
+from . import _cli_bench, _cli_compare, _cli_profile, _cli_report, _cli_resources, _info, _verify_table
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
     check_device,
-    command_line,
     make_console,
-    make_progress,
     one_of,
     refuse,
     said,
@@ -72,71 +70,7 @@ app.command(name="sweep")(_cli_bench.sweep_command)
 app.command(name="compare")(_cli_compare.compare_command)
 app.command()(_cli_report.report)
 app.command()(_cli_profile.profile)
-
-
-@app.command()
-def resources(
-    engine: Annotated[list[str] | None, typer.Option(help="triton or cuda; repeatable; default both")] = None,
-    capability: Annotated[list[int] | None, typer.Option(help="90 for 9.0; repeatable; default all")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="256x56x56 and so on; repeatable; default all")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="of x; repeatable; default all")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="write every row to this file")] = None,
-) -> None:
-    """Compile every GPU kernel, no GPU needed: registers, spills, occupancy, widths of loads.
-
-    Triton's for the paper's shapes, as --shape and --dtype choose; the CUDA engine's as its library has them, in a
-    checkout with nvcc. Exit status 1 on a spill, on local memory, on pooling loads of Triton's narrower than they
-    could be, and if something does not compile.
-    """
-    from . import _resources_table
-    from .backends import cuda_resources, triton
-    from .backends.triton import compile as ahead_of_time
-    from .backends.triton import configs, enumeration
-    from .backends.triton import resources as measured
-    from .bench import machine
-
-    shapes = dict.fromkeys(map(measured.shape_name, enumeration.PAPER_SHAPES))  # some are of two networks
-    known = [str(one) for one in ahead_of_time.CAPABILITIES]
-    engines = [one_of("engine", one, ("triton", "cuda")) for one in engine or ("triton", "cuda")]
-    for one in capability or ():
-        one_of("capability", str(one), known)
-    names = {one_of("shape", name, shapes) for name in shape or shapes}
-    chosen = [one for one in enumeration.PAPER_SHAPES if measured.shape_name(one) in names]
-    dtypes = [one_of("dtype", name, configs.SCALAR_TYPES) for name in dtype or configs.SCALAR_TYPES]
-    capabilities = capability or ahead_of_time.CAPABILITIES
-    problem = triton.compiler_problem()  # nvdisasm comes with Triton
-    no_cuda = cuda_resources.problem()
-    if problem or (no_cuda and engine and "cuda" in engines):
-        refuse(problem or no_cuda)
-    rows, cuda_rows = [], []
-    with make_progress() as progress:
-
-        def on_row(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        try:
-            if "triton" in engines:
-                task = progress.add_task("compiling", total=None)
-                rows = measured.measure(chosen, dtypes, capabilities, on_row)
-            if "cuda" in engines and not no_cuda:
-                task = progress.add_task("compiling CUDA", total=None)
-                cuda_rows = cuda_resources.measure(capabilities, on_row)
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
-    console = make_console()
-    if "triton" in engines:
-        _resources_table.show(rows, console)
-    if "cuda" in engines:
-        if no_cuda:
-            said(console, f"CUDA kernels not compiled: {no_cuda}")
-        else:
-            _resources_table.show_cuda(cuda_rows, console)
-    ok = all(row.ok for row in (*rows, *cuda_rows))
-    if json_path is not None:
-        about = {"machine": machine.describe(), "command": command_line(json_path), "ok": ok}
-        write_text(json_path, _resources_table.as_json(about, rows, cuda_rows))
-    if not ok:
-        raise typer.Exit(1)
+app.command()(_cli_resources.resources)
 
 
 @app.command(name="tune")

@@ -7,13 +7,15 @@ of instructions a byte.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from . import sass
 from .compile import Binary, disassemble_variant
@@ -33,6 +35,7 @@ _SUMMED_ARGUMENTS = ("dy_ptr", "y_ptr")
 class Row:
     """One variant on one architecture. Pairs of widths are the narrowest and the widest, in bytes a thread.
 
+    ``digest``: of all that the compiler is told of the variant.
     ``error``: why it did not compile; all that is read from the binary is None then, as is what a kernel has not.
     ``estimate_...``: see :mod:`.estimate`; of pooling kernels that read x, and of input_gradient.
     """
@@ -45,6 +48,7 @@ class Row:
     types: dict[str, str]
     num_warps: int
     num_stages: int
+    digest: str
     error: str | None = None
     problems: list[str] = field(default_factory=list)
     registers: int | None = None
@@ -70,8 +74,13 @@ class Row:
         return self.error is None and not self.problems
 
     @property
+    def key(self) -> tuple[int, str, str]:
+        """No other row has the same."""
+        return self.capability, self.dtype, self.digest
+
+    @property
     def name(self) -> str:
-        """Enough to tell it from every other row: the sizes among the constants follow from shape and dtype."""
+        """For a reader: without the sizes among the constants, which follow from shape, dtype and layout."""
         flags = (f"{key}={value}" for key, value in self.constants.items() if isinstance(value, bool | str))
         return " ".join((self.kernel, self.shape, self.dtype, f"sm_{self.capability}", *flags))
 
@@ -81,26 +90,32 @@ def shape_name(shape: Shape) -> str:
     return f"{shape.channels}x{side}x{side}"
 
 
-def measure(
-    shapes: Iterable[Shape], dtypes: Iterable[str], capabilities: Iterable[int], on_row: Callable[[int, int], None]
-) -> list[Row]:
-    """A row for every variant of ``shapes`` in ``dtypes`` on every capability, compiled by a process a core.
+class Job(NamedTuple):
+    """A variant to compile, of a shape's."""
 
-    What two shapes have in common, of two kinds of block on maps of one size, is the first one's row.
-    ``on_row``: called with the number of rows so far and of all.
+    shape: Shape
+    dtype: str
+    variant: Variant
+    capability: int
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """That of its row."""
+        return self.capability, self.dtype, _digest(self.variant)
+
+
+def jobs(shapes: Iterable[Shape], dtypes: Iterable[str], capabilities: Iterable[int]) -> list[Job]:
+    """Every variant of ``shapes`` in ``dtypes`` on every capability.
+
+    What two shapes have in common, of two kinds of block on maps of one size, is the first one's.
     """
-    shapes_of: dict[tuple[int, str, Variant], Shape] = {}
+    found: dict[tuple[int, str, Variant], Job] = {}
     for capability in capabilities:
         for shape in shapes:
             for dtype in dtypes:
                 for variant in _variants(shape, dtype, capability):
-                    shapes_of.setdefault((capability, dtype, variant), shape)
-    jobs = [(shape, dtype, variant, capability) for (capability, dtype, variant), shape in shapes_of.items()]
-    rows = []
-    for row in _rows(jobs):
-        rows.append(row)
-        on_row(len(rows), len(jobs))
-    return rows
+                    found.setdefault((capability, dtype, variant), Job(shape, dtype, variant, capability))
+    return list(found.values())
 
 
 def _variants(shape: Shape, dtype: str, capability: int) -> Iterator[Variant]:
@@ -123,7 +138,8 @@ def _variants(shape: Shape, dtype: str, capability: int) -> Iterator[Variant]:
     yield from dict.fromkeys(found)
 
 
-def _rows(jobs: list[tuple[Shape, str, Variant, int]]) -> Iterator[Row]:
+def rows(jobs: list[Job]) -> Iterator[Row]:
+    """A row for each job as it is compiled, in their order, by a process a core."""
     workers = min(os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         yield from (row_of(*job) for job in jobs)
@@ -140,7 +156,7 @@ def _rows(jobs: list[tuple[Shape, str, Variant, int]]) -> Iterator[Row]:
         pool.shutdown(cancel_futures=True)
 
 
-def _result(future: Future[Row], job: tuple[Shape, str, Variant, int]) -> Row:
+def _result(future: Future[Row], job: Job) -> Row:
     try:
         return future.result()
     except Exception as error:  # a compiler that takes its process with it
@@ -160,7 +176,11 @@ def row_of(shape: Shape, dtype: str, variant: Variant, capability: int) -> Row:
 def _row_without_binary(shape: Shape, dtype: str, variant: Variant, capability: int) -> Row:
     constants, types = dict(variant.constexprs), dict(variant.signature)
     kernel, warps, stages = variant.kernel, variant.num_warps, variant.num_stages
-    return Row(shape_name(shape), dtype, capability, kernel, constants, types, warps, stages)
+    return Row(shape_name(shape), dtype, capability, kernel, constants, types, warps, stages, _digest(variant))
+
+
+def _digest(variant: Variant) -> str:
+    return hashlib.sha256(repr(variant).encode()).hexdigest()[:12]
 
 
 def _said(error: Exception) -> str:

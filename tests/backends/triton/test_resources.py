@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from mod_kernels import _resources_table, cli
+from mod_kernels import _resources_file, cli
 from mod_kernels.backends.triton import compile as ahead_of_time
 from mod_kernels.backends.triton import enumeration, ptx, resources, variants
 from mod_kernels.backends.triton.tuning import DEFAULT
@@ -34,31 +34,27 @@ NARROW = _planted(POOL, CHUNK_C=1, BLOCK_HW=64)
 BROKEN = _planted(GATHER, BLOCK_HW=48)
 
 
+OPTIONS = ["--engine", "triton", "--capability", "90", "--shape", "512x28x28", "--dtype", "float16"]
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run the command on planted variants, in this process unless told how many; returns result and JSON."""
+    """Run the command on planted variants, in this process unless told how many.
 
-    def run(*planted, cores=1):
+    Returns the result, the file's records of kind "run", and its rows, of each the values by name.
+    """
+
+    def run(*planted, cores=1, arguments=()):
         monkeypatch.setattr(resources, "_variants", lambda *arguments: planted)
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
-        path = tmp_path / "new" / "resources.json"
-        options = [
-            "--engine",
-            "triton",
-            "--capability",
-            "90",
-            "--shape",
-            "512x28x28",
-            "--dtype",
-            "float16",
-            "--json",
-            str(path),
-        ]
-        result = CliRunner().invoke(cli.app, ["resources", *options])
-        data = json.loads(path.read_text())
-        for one in data["variants"]:  # columns by name, of the one architecture
-            one |= dict(zip(data["columns"], one.pop("on")["90"], strict=True))
-        return result, data
+        path = tmp_path / "new" / "resources.jsonl"
+        result = CliRunner().invoke(cli.app, ["resources", *OPTIONS, "--json", str(path), *arguments])
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        runs = [one for one in records if one["record"] == "run"]
+        rows = [one for one in records if one["record"] == "triton"]
+        for one in rows:
+            one |= dict(zip(runs[0]["columns"], one.pop("values"), strict=True))
+        return result, runs, rows
 
     return run
 
@@ -95,22 +91,22 @@ def test_every_access_is_told_its_argument():
 
 
 def test_a_spill_is_named(run):
-    result, data = run(SPILLING, GATHER)
+    result, _, rows = run(SPILLING, GATHER)
     assert result.exit_code == 1
     assert "pool_fwd_kernel 512x28x28 float16 sm_90 POOLED=False" in result.stdout
     assert ": spills " in result.stdout
     assert "FAILED: 1 of 2 variants" in result.stdout
-    spilling, gather = data["variants"]
+    spilling, gather = rows
     assert spilling["spill_bytes"] > 0
     assert spilling["problems"][0] == f"spills {spilling['spill_bytes']} bytes"
-    assert not gather["problems"] and gather["error"] is None and not data["ok"]
+    assert not gather["problems"] and gather["error"] is None
 
 
 def test_a_narrow_load_is_named(run):
-    result, data = run(NARROW)
+    result, _, rows = run(NARROW)
     assert result.exit_code == 1
     assert ": loads x 2 bytes at a time where 16 are possible" in result.stdout
-    assert data["variants"][0]["pool_load_widths"] == [2, 2]
+    assert rows[0]["pool_load_widths"] == [2, 2]
 
 
 def test_a_narrow_load_is_right_where_nothing_is_aligned():
@@ -179,41 +175,79 @@ def test_the_inputs_gradient_is_read_sixteen_bytes_at_a_time(dtype, channels_las
 
 
 def test_what_does_not_compile_is_a_row_and_the_others_go_on(run):
-    result, data = run(BROKEN, GATHER, cores=2)  # a process each
+    result, _, rows = run(BROKEN, GATHER, cores=2)  # a process each
     assert result.exit_code == 1
     assert "gather_channels_fwd_kernel 512x28x28 float16 sm_90" in result.stdout
     assert ": does not compile: CompilationError" in result.stdout
-    broken, gather = data["variants"]
+    broken, gather = rows
     assert broken["error"].startswith("CompilationError")
     assert broken["registers"] is None
     assert gather["registers"] > 0
 
 
 def test_the_file_says_what_of_what_and_by_what(run):
-    result, data = run(POOL)
-    assert (result.exit_code, data["ok"]) == (0, True)
+    result, (began,), (row,) = run(POOL)
+    assert result.exit_code == 0
     assert "ok: 1 variants" in result.stdout
-    assert {"torch", "triton", "commit"} <= data["machine"].keys()
-    assert data["command"].startswith("mod-kernels")
-    (row,) = data["variants"]
-    assert (row["kernel"], row["dtype"]) == ("pool_fwd_kernel", "float16")
-    assert row["constants"] == dict(POOL.constexprs)
+    assert {"torch", "triton", "commit"} <= began["machine"].keys()
+    assert began["command"].startswith("mod-kernels")
+    assert began["sources"].keys() == {"triton", "cuda"}
+    assert (row["kernel"], row["dtype"], row["capability"]) == ("pool_fwd_kernel", "float16", 90)
+    flags = {name: value for name, value in POOL.constexprs if isinstance(value, bool | str)}
+    assert row["constants"] == flags and flags
     assert (row["num_warps"], row["num_stages"]) == (POOL.num_warps, POOL.num_stages)
-    assert data["estimates_for"] == {"90": "H100 SXM"}
+    assert row["estimate_gpu"] == "H100 SXM"
 
 
-def test_a_line_of_the_file_has_every_architecture():
-    rows = [resources.row_of(SHAPE, "float16", GATHER, capability) for capability in (80, 90)]
-    data = json.loads(_resources_table.as_json({"ok": True}, rows))
-    (line,) = data["variants"]
-    assert list(line["on"]) == ["80", "90"]
-    assert line["on"]["80"][data["columns"].index("registers")] == rows[0].registers
+def test_a_run_goes_on_where_the_file_ends(run, monkeypatch):
+    run(SPILLING, GATHER)
+    compiled = []
+    row_of = resources.row_of
+    monkeypatch.setattr(resources, "row_of", lambda *job: compiled.append(job[2]) or row_of(*job))
+    result, runs, rows = run(SPILLING, GATHER, POOL, arguments=["--resume"])
+    assert compiled == [POOL]
+    assert (result.exit_code, len(runs), len(rows)) == (1, 2, 3)
+    assert "FAILED: 1 of 3 variants" in result.stdout  # the spill in the file too
 
 
-def test_every_variant_has_a_row(monkeypatch):
-    monkeypatch.setattr(resources, "_rows", lambda jobs: iter(jobs))
-    seen = []
-    jobs = resources.measure([SHAPE], ["float16", "float32"], [80, 90], lambda *count: seen.append(count))
+def test_rows_of_other_kernels_do_not_count(run, monkeypatch):
+    run(GATHER)
+    monkeypatch.setattr(_resources_file, "sources", lambda: {"triton": "changed", "cuda": "changed"})
+    result, _, rows = run(GATHER, arguments=["--resume"])
+    assert len(rows) == 2
+    assert "ok: 1 variants" in result.stdout
+    assert "1 rows of " in result.stdout and "are of other kernels or another Triton: not counted" in result.stdout
+
+
+def test_a_line_that_was_cut_off_is_compiled_again(run, tmp_path):
+    run(GATHER)
+    path = tmp_path / "new" / "resources.jsonl"
+    path.write_text(path.read_text()[:-20])
+    for passed in range(2):  # once it was mended, it is not compiled a third time
+        result = CliRunner().invoke(cli.app, ["resources", *OPTIONS, "--json", str(path), "--resume"])
+        assert result.exit_code == 0 and "ok: 1 variants" in result.stdout
+        assert "1 lines of " in result.stdout and "are cut off: passed over" in result.stdout
+        assert path.read_text().count('{"record": "triton"') == 2, passed
+
+
+def test_another_file_is_left_alone(tmp_path):
+    for text, said in (('{"ok": true}\n', "'record'"), ("[]\n", "'[]'"), ("", "it says of no run")):
+        path = tmp_path / "other.json"
+        path.write_text(text)
+        result = CliRunner().invoke(cli.app, ["resources", *OPTIONS, "--json", str(path), "--resume"])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "other.json is no file of mod-kernels resources" in result.stderr and said in result.stderr
+        assert path.read_text() == text
+
+
+def test_resume_needs_a_file():
+    result = CliRunner().invoke(cli.app, ["resources", *OPTIONS, "--resume"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--resume goes with --json" in result.stderr
+
+
+def test_every_variant_has_a_job():
+    jobs = resources.jobs([SHAPE], ["float16", "float32"], [80, 90])
     expected = len(
         {
             variant
@@ -223,8 +257,7 @@ def test_every_variant_has_a_row(monkeypatch):
             for variant in enumerated(SHAPE, dtype, channels_last=channels_last)
         }
     )
-    assert len(jobs) == len(set(jobs)) == 2 * expected
-    assert seen[-1] == (2 * expected, 2 * expected)
+    assert len(jobs) == len({job.key for job in jobs}) == 2 * expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""What ``mod-kernels resources --json`` keeps: JSON lines, appended as kernels are compiled, for a run to go on.
+
+A line is an object with ``record``:
+
+* ``run``: a process began to add to the file: ``machine``, ``command``, ``columns``, and ``sources`` by engine, a
+  digest of what the kernels are made from;
+* ``triton``: a variant on an architecture: what it is, and ``values`` in the order of ``columns``. Of its
+  constants those that are no sizes: these follow from shape, dtype, layout and ``tuning.py``;
+* ``cuda``: a kernel of the CUDA engine on an architecture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from .backends import cuda_resources
+from .backends.triton.resources import Row
+
+_PACKAGE = Path(__file__).parent
+_OF_VARIANT = ("shape", "dtype", "capability", "kernel", "num_warps", "num_stages", "digest")
+COLUMNS = tuple(one.name for one in fields(Row) if one.name not in (*_OF_VARIANT, "constants", "types"))
+
+
+def sources() -> dict[str, str]:
+    """By engine, what tells rows of these kernels from rows of others: the code, and Triton's version."""
+    import triton
+
+    common = sorted((_PACKAGE.parent / "csrc" / "common").glob("*.h"))
+    files = {
+        "triton": [*sorted((_PACKAGE / "backends" / "triton").glob("*.py")), _PACKAGE / "spec.py"],
+        "cuda": [*sorted(cuda_resources.SOURCES.glob("*")), *common],
+    }
+    digests = {}
+    for engine, paths in files.items():
+        digest = hashlib.sha256(triton.__version__.encode() if engine == "triton" else b"")
+        for path in paths:
+            digest.update(path.read_bytes())
+        digests[engine] = digest.hexdigest()[:16]
+    return digests
+
+
+@dataclass
+class Kept:
+    """The rows of a file that are of the kernels as they are."""
+
+    triton: list[Row] = field(default_factory=list)
+    cuda: list[cuda_resources.Row] = field(default_factory=list)
+    stale: int = 0  # rows of other kernels, which are not among these
+    cut: int = 0  # lines that are none: whoever wrote them was stopped
+
+
+def read(path: Path) -> Kept:
+    """The rows of ``path``, of several alike the last.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no file of these.
+    """
+    now, kept = sources(), Kept()
+    triton: dict[tuple, Row] = {}
+    cuda: dict[str, cuda_resources.Row] = {}
+    of: dict[str, str] | None = None
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            kept.cut += 1
+            continue
+        try:
+            kind = record.pop("record")
+            if kind == "run":
+                of, columns = record["sources"], record["columns"]
+            elif of[kind] != now[kind]:
+                kept.stale += 1
+            elif kind == "triton":
+                row = Row(**(record | dict(zip(columns, record.pop("values"), strict=True)) | {"types": {}}))
+                triton[row.key] = row
+            else:
+                row = cuda_resources.Row(**record)
+                cuda[row.name] = row
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no file of mod-kernels resources: {line[:60]!r} ({error})") from error
+    if of is None:
+        raise ValueError(f"{path} is no file of mod-kernels resources: it says of no run what was compiled")
+    kept.triton, kept.cuda = list(triton.values()), list(cuda.values())
+    return kept
+
+
+class Writer:
+    """Appends to ``path``, which is begun anew unless ``goes_on``; None: keeps nothing.
+
+    Raises:
+        OSError: it can't be written.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, object], goes_on: bool) -> None:
+        self._file = None
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_off = goes_on and path.exists() and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a" if goes_on else "w")
+        if cut_off:
+            self._file.write("\n")
+        self._write({"record": "run"} | about | {"sources": sources(), "columns": COLUMNS})
+
+    def add(self, row: Row) -> None:
+        flags = {name: value for name, value in row.constants.items() if isinstance(value, bool | str)}
+        one = {"record": "triton"} | {name: getattr(row, name) for name in _OF_VARIANT}
+        self._write(one | {"constants": flags, "values": [_short(getattr(row, name)) for name in COLUMNS]})
+
+    def add_cuda(self, rows: Iterable[cuda_resources.Row]) -> None:
+        for row in rows:
+            self._write({"record": "cuda"} | asdict(row))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, record: dict[str, object]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+
+def _short(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value
