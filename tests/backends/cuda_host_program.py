@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 HOST = ROOT / "tests/cuda_host"
 KERNELS = ROOT / "csrc/cuda"
 COMPILER = "g++"
+FAMILIES = ("maps", "block")
 FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DMOD_KERNELS_CUDA_HOST"]
 # -O1 takes twice as long to compile, for kernels that run a quarter faster.
 KERNEL_FLAGS = ["-Og", f"-I{HOST}", *SANITIZERS, *POISON]
@@ -52,6 +53,11 @@ def cases(factory, folder, families, sources=ROOT / "csrc", *flags):
         source, target = HOST / f"cases_{family}.cpp", folder / f"cases_{family}.o"
         objects.append(compiled(source, target, f"-I{sources}", *KERNEL_FLAGS, *flags))
     return linked(folder / "cases", objects)
+
+
+def all_cases(factory):
+    """That of all ops, of the kernels as they are."""
+    return once(factory, "cuda_cases", lambda folder: cases(factory, folder, FAMILIES)) / "cases"
 
 
 def linked(target, objects):

@@ -1,6 +1,7 @@
 """What the checks of test_cuda_host.py find in real kernels that were broken on purpose, one thing at a time.
 
-MOD_KERNELS_MUTANTS=all in the environment takes every barrier of the kernels away in turn (some minutes).
+MOD_KERNELS_MUTANTS=all in the environment takes every barrier of the kernels away in turn (some minutes): those
+that nothing is found without are not needed, or are not run into by the checks below.
 """
 
 import os
@@ -14,10 +15,10 @@ from mod_kernels import reference
 
 from ..support import feature_map, make_spec
 from .cuda_host_cases import Ops, Program
-from .cuda_host_program import KERNELS, ROOT, cases, need_sanitizers
-from .triton.checks import check_block, same_bits
+from .cuda_host_program import KERNELS, ROOT, all_cases, cases, need_sanitizers
+from .triton.checks import check_block, check_selection, same_bits
 
-SEEDS = 4  # shuffled orders
+SEEDS = 1  # shuffled orders: what is looked for here shows in forward or reversed
 BARRIER = r"(if \(step > 0\) )?(__syncthreads|cluster_sync)\(\);"
 # One value further than meant: wrong, and at the end outside of memory.
 FURTHER = r"\g<0> + 1"
@@ -38,16 +39,15 @@ def mutated(folder, header, pattern, number, new):
     return csrc
 
 
-def findings(factory, folder, csrc, family, check):
-    """What is said of the kernels in ``csrc`` when ``check(program, clusters)`` runs; nothing where all is well."""
-    path = cases(factory, folder, [family], csrc, "-DMOD_KERNELS_FLOAT_ONLY")
-    program = Program(path, folder / "log")
+def findings(path, log, check):
+    """What is said of a program's kernels when ``check(program, clusters)`` runs; nothing where all is well."""
+    program = Program(path, log)
     try:
         torch.manual_seed(0)
         for clusters in (True, False):
             check(program, clusters)
     except (AssertionError, RuntimeError) as error:
-        return str(error)
+        return str(error) or "the numerics check fails"
     finally:
         program.end()
     return ""
@@ -81,6 +81,7 @@ BLOCK_CASES = [
     ((2, 96, 14, 14), 4, 6, "convnext", {}),
     ((1, 520, 5, 5), 8, 128, "conv", {}),
     ((1, 40, 7, 7), 32, 4, "basic", {"max_cluster": 1}),
+    ((1, 16, 5, 5), 16, 4, "conv", {}),
 ]
 
 
@@ -89,7 +90,13 @@ def check_blocks(program, clusters):
         ops = Ops(program, clusters, SEEDS, **device).ops
         for layout in ("nchw", "channels_last"):
             x, spec = feature_map(shape, layout=layout), make_spec(shape[1], k, kind, hidden=hidden)
-            check_block(x, spec, *ops["mod_block"](x, *spec.selector_arguments, None, k, *spec.conv_arguments))
+            selector = spec.selector_arguments
+            check_block(x, spec, *ops["mod_block"](x, *selector, None, k, *spec.conv_arguments))
+            pooled = torch.randn(shape[:2])
+            check_selection(x, spec, *ops["select_channels_saving"](x, *selector, pooled, k)[:3], pooled)
+            scores, index, logits, _, means = ops["select_channels_saving"](x, *selector, None, k)
+            check_selection(x, spec, scores, index, logits)
+            torch.testing.assert_close(means, x.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
 # Family, header, pattern, which of its places, what stands there instead, what the machine or a check says.
@@ -104,7 +111,7 @@ MUTANTS = [
         "AddressSanitizer: heap-buffer-overflow",
     ),
     ("block", "mod_block.cuh", r"cluster_sync\(\);", 0, "", "differs from the first launch's"),
-    ("block", "selector.cuh", r"slot\(group\)\[unit(?=\])", 0, FURTHER, "AddressSanitizer: heap-buffer-overflow"),
+    ("block", "selector.cuh", r"slot\(group\)\[unit(?=\])", 0, FURTHER, "logits differs from the first launch's"),
 ]
 HEADERS = {
     "maps": ("add_relu_pool.cuh", "fuse.cuh", "input_gradient.cuh", "map_pieces.cuh"),
@@ -128,10 +135,11 @@ def compiler():
 @pytest.mark.parametrize("family,header,pattern,number,new,said", MUTANTS)
 def test_finds(family, header, pattern, number, new, said, tmp_path, tmp_path_factory):
     csrc = mutated(tmp_path, header, pattern, number, new)
-    found = findings(tmp_path_factory, tmp_path, csrc, family, CHECKS[family])
+    program = cases(tmp_path_factory, tmp_path, [family], csrc, "-DMOD_KERNELS_FLOAT_ONLY")
+    found = findings(program, tmp_path / "log", CHECKS[family])
     assert found and said in found
 
 
 @pytest.mark.parametrize("family", CHECKS)
 def test_finds_nothing_in_kernels_as_they_are(family, tmp_path, tmp_path_factory):
-    assert not findings(tmp_path_factory, tmp_path, ROOT / "csrc", family, CHECKS[family])
+    assert not findings(all_cases(tmp_path_factory), tmp_path / "log", CHECKS[family])

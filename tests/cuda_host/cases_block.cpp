@@ -17,6 +17,17 @@ Architecture architecture(const Case& one) {
   device.multiprocessors = static_cast<int>(one.number("multiprocessors"));
   device.shared_bytes = static_cast<int>(one.number("shared_bytes"));
   device.max_cluster = static_cast<int>(one.number("max_cluster"));
+  BlockTuning& tuning = device.tuning;
+  const auto choose = [&](const char* name, int& value) {
+    if (one.numbers.contains(name)) value = static_cast<int>(one.number(name));
+  };
+  choose("stage_bytes", tuning.stage_bytes);
+  choose("ring_bytes", tuning.ring_bytes);
+  choose("lone_ring_bytes", tuning.lone_ring_bytes);
+  choose("group_bytes", tuning.group_bytes);
+  choose("least_bytes", tuning.least_bytes);
+  choose("one_launch_weights", tuning.one_launch_weights);
+  choose("slice_channels", tuning.slice_channels);
   return device;
 }
 

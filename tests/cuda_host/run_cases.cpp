@@ -6,6 +6,10 @@
 // many shuffled orders there are beside forward and reversed. The answer is a line `ok`, followed by the
 // bytes of "inout" and "out" tensors, or a line `error what`. Whatever the order, and on used scratch, bits
 // must be the same.
+#include <signal.h>
+#include <sys/time.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -74,6 +78,19 @@ std::string check(const Case& one, std::vector<std::vector<char>>& first) {
     }
   }
   return "";
+}
+
+constexpr int kSecondsACase = 40;  // of computing; one takes 5 at most
+
+// A loop that does not end, around barriers or not, ends here.
+void limit_time() {
+  signal(SIGPROF, [](int) {
+    constexpr char kWords[] = "ERROR: a case does not come to an end\n";
+    if (write(STDERR_FILENO, kWords, sizeof(kWords) - 1) < 0) _exit(2);
+    _exit(1);
+  });
+  const itimerval limit{{0, 0}, {kSecondsACase, 0}};
+  setitimer(ITIMER_PROF, &limit, nullptr);
 }
 
 // Empty, or what is wrong, in which order.
@@ -156,6 +173,7 @@ int main() {
     cases::Case one;
     if (!cases::read(one)) return 0;
     std::vector<std::vector<char>> results;
+    cases::limit_time();
     const std::string wrong = cases::run(one, results);
     if (wrong.empty()) {
       std::cout << "ok\n";
