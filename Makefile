@@ -6,6 +6,8 @@ FLOOR := .venv-floor
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 RUN := $(VENV)/bin/python -m
 PYTEST := $(RUN) pytest -q -n 2
+# Of the interpreter's tests, and of those on the oldest versions, which part: 1/2 is a half, 2/2 the other.
+SHARE ?= 1/1
 TRITON_TESTS := tests/backends/triton
 COMPILED_TESTS := $(TRITON_TESTS)/test_ahead_of_time.py $(TRITON_TESTS)/test_resources.py
 CPP_FOLDERS := csrc tests/native tests/cuda_host benchmarks/native
@@ -47,7 +49,7 @@ cuda-resources: $(VENV)/.built
 	else echo "no nvcc: the CUDA kernels are not compiled"; fi
 
 interpreter: $(VENV)/.built
-	TRITON_INTERPRET=1 $(PYTEST) $(TRITON_TESTS) $(COMPILED_TESTS:%=--ignore %)
+	TEST_SHARE=$(SHARE) TRITON_INTERPRET=1 $(PYTEST) $(TRITON_TESTS) $(COMPILED_TESTS:%=--ignore %)
 
 # The CPU kernels without torch, in guarded memory under sanitizers; part of `make unit`.
 sanitize: $(VENV)/.built
@@ -56,11 +58,12 @@ sanitize: $(VENV)/.built
 # The oldest versions promised. The library that runs here was built against the newest torch: that it loads
 # is the point of the stable ABI. The last line compiles it against the oldest headers as well.
 test-floor: $(FLOOR)/.installed $(VENV)/.built
-	$(FLOOR)/bin/python -m pytest -q -n 2 tests/test_compile.py tests/test_functional.py tests/test_gradients.py \
+	TEST_SHARE=$(SHARE) $(FLOOR)/bin/python -m pytest -q -n 2 tests/test_compile.py tests/test_functional.py \
+		tests/test_gradients.py \
 		tests/test_reference.py tests/test_served.py tests/test_optimize.py tests/convert \
 		tests/backends/test_cpu_*.py tests/nn \
 		tests/accelerate tests/export tests/training
-	TRITON_INTERPRET=1 $(FLOOR)/bin/python -m pytest -q -n 2 $(TRITON_TESTS) \
+	TEST_SHARE=$(SHARE) TRITON_INTERPRET=1 $(FLOOR)/bin/python -m pytest -q -n 2 $(TRITON_TESTS) \
 		$(COMPILED_TESTS:%=--ignore %)
 	MOD_KERNELS_BUILD=require $(FLOOR)/bin/python setup.py -q build_ext --build-lib build/floor
 
