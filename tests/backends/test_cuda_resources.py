@@ -61,7 +61,8 @@ def compiled(tmp_path, monkeypatch):
         path = tmp_path / "resources.json"
         options = ["--engine", "cuda", "--capability", capability, "--json", str(path)]
         result = CliRunner().invoke(cli.app, ["resources", *options])
-        found = json.loads(path.read_text())["cuda_kernels"] if path.exists() else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [record for record in map(json.loads, lines) if record["record"] == "cuda"]
         return result, {row["kernel"]: row for row in found}
 
     return run
