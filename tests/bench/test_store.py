@@ -175,8 +175,9 @@ def test_a_machine_that_is_no_object_is_named(tmp_path):
 
 def test_two_machines_in_a_file_are_named_and_not_loaded(tmp_path):
     path = tmp_path / "a.jsonl"
-    store.save(run(machine=MACHINE | {"gpu": None, "cpu": "one", "cores": 2, "isa": "X"}), path)
-    store.save(run("later", machine=MACHINE | {"gpu": "G", "cpu": "other", "cores": 8, "isa": "Y"}), path)
+    here = MACHINE | {"caches": {"L1 Data": "48K"}}
+    store.save(run(machine=here | {"gpu": None, "cpu": "one", "cores": 2, "isa": "X"}), path)
+    store.save(run("later", machine=here | {"gpu": "G", "cpu": "other", "cores": 8, "isa": "Y"}), path)
     contents = store.read(path)
     assert contents.machines == [(None, "one", 2, "X", "48K"), ("G", "other", 8, "Y", "48K")]
     assert contents.problems == [f"{path} mixes 2 machines: one 2 X 48K; G other 8 Y 48K"]
