@@ -33,8 +33,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 520.0  # of the nine minutes, with room for starting and for writing
-# The interpreter takes minutes where a GPU takes milliseconds, and longer on a slow machine: a rehearsal is stopped
-# where it hangs, not where it is slow.
+# The interpreter takes minutes where a GPU takes milliseconds: a rehearsal is stopped where it hangs, not where a
+# machine is slow.
 REHEARSAL_BUDGET_S, REHEARSAL_LIMIT_S = 1500.0, 600.0
 TAIL_LINES = 30
 STOP_S = 10.0
