@@ -10,7 +10,7 @@
 
 namespace mod_kernels {
 
-struct Form {
+struct BlockForm {
   int64_t n, c, h, w, k, m, r;  // m: channels between the convolutions, where those are not k
   BlockKind kind = BlockKind::kBottleneck;
   Position position = Position::kFirst;
@@ -28,7 +28,7 @@ struct Layer {
 };
 
 // The convolutions of a form's kind, as csrc/cpu/tail.h has them.
-inline std::vector<Layer> layers_of(const Form& f) {
+inline std::vector<Layer> layers_of(const BlockForm& f) {
   const Then last = f.final_relu ? Then::kRelu : Then::kNothing;
   switch (f.kind) {
     case BlockKind::kBottleneck:
@@ -50,7 +50,7 @@ class BlockCase {
   using A = Accumulate<T>;
 
  public:
-  BlockCase(const Form& form, uint64_t seed)
+  BlockCase(const BlockForm& form, uint64_t seed)
       : f(form),
         random(seed),
         x(map_values<T>(random, f.n, f.c, f.hw())),
@@ -101,7 +101,7 @@ class BlockCase {
     std::vector<int64_t> index;
   };
 
-  const Form f;
+  const BlockForm f;
   const std::vector<Layer> layers = layers_of(f);
   Random random;
   const std::vector<T> x;
