@@ -7,11 +7,11 @@ namespace {
 constexpr struct {
   BlockKind kind;
   const char* name;
-} kKinds[] = {{BlockKind::kBottleneck, "bottleneck"},
-              {BlockKind::kBasic, "basic"},
-              {BlockKind::kInvertedResidual, "inverted residual"},
-              {BlockKind::kConv, "conv"},
-              {BlockKind::kConvNeXt, "convnext"}};
+} kNamedKinds[] = {{BlockKind::kBottleneck, "bottleneck"},
+                   {BlockKind::kBasic, "basic"},
+                   {BlockKind::kInvertedResidual, "inverted residual"},
+                   {BlockKind::kConv, "conv"},
+                   {BlockKind::kConvNeXt, "convnext"}};
 
 std::string describe(const char* kind, const BlockForm& f) {
   return spell(
@@ -36,7 +36,7 @@ void block_cases(bool few) {
     for (const BlockForm& given : kForms) {
       for (Layout layout : {Layout::kNchw, Layout::kChannelsLast}) {
         if (layout == Layout::kChannelsLast && (given.c == 1 || given.hw() == 1)) continue;
-        for (const auto& [kind, name] : kKinds) {
+        for (const auto& [kind, name] : kNamedKinds) {
           const bool dense = kind == BlockKind::kBasic || kind == BlockKind::kConv;
           // The positions are the same code for every kind: the later three take a third of them, at random.
           const bool third = few || (kind != BlockKind::kBottleneck && kind != BlockKind::kBasic);
