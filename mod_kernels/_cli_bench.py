@@ -195,8 +195,9 @@ def _measured(
 
     ``skip_complete``: with ``resume``, a suite whose last run is complete is not an error.
     """
-    from .bench import machine, recording, store
+    from .bench import allocator, machine, recording, store
 
+    allocator.keep_freed_memory()
     here = machine.describe()
     command = command_line(json_path)
     results, path = store.Results(here, command, suite=suite), None

@@ -16,7 +16,7 @@ from .cells import OnCell, run_cells
 from .check import check, exact_logits
 from .compiled import Compiler, LeftOut, Limit
 from .providers import COMPILE, FED, IN_PLACE, MAX_AUTOTUNE, PLAIN, Provider, Unavailable
-from .rotation import Rotation, copies_of
+from .rotation import Rotation, copies_of, places_of
 from .shapes import BASIC, BATCHES, BOTTLENECK, Shape, make_spec, make_x
 from .store import Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure, on_round_of
@@ -52,12 +52,12 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan,
         caches=(WARM,),
-        rounds=15,
-        cell_s=1.0,
+        rounds=40,
+        cell_s=2.0,
         compile_batches=(1,) if plan.device == "cpu" else plan.batches,
         compile_s=35.0 if plan.device == "cpu" else 70.0,
         autotune_s=40.0,
-        total_s=85.0 if plan.device == "cpu" else 160.0,
+        total_s=95.0 if plan.device == "cpu" else 160.0,
     )
 
 
@@ -143,7 +143,7 @@ def run_cell(
     logits = exact_logits(x, spec)
     rows = CellRows(cell, plan, bandwidth)
     clock = CpuClock() if plan.device == "cpu" else GpuClock(cold=cell.cache == COLD)
-    copies = _copies(cell.shape, cell.batch, plan) if plan.device == "cpu" and cell.cache == COLD else 1
+    inputs = _inputs(x, cell, plan)
     engine = providers.ENGINES[plan.device]
     with backends.use_backend(engine), providers.same_arithmetic():
         to_time = []
@@ -171,13 +171,20 @@ def run_cell(
                 else:
                     to_time.append(made)
         to_time.append(Provider(FLOOR, providers.floor(spec), None))
-        shared = Rotation(x, copies)
-        timed = [_timed(provider, x, cell.mode, shared) for provider in to_time]
+        timed = [_timed(provider, x, cell.mode, inputs) for provider in to_time]
         measure(timed, clock, plan.rounds, plan.cell_s, on_round_of(plan.device), plan.spread)
     compile_s = {provider.name: provider.compile_s for provider in to_time}
     for one in timed:
         rows.add(one.name, "none" if one.name == FLOOR else "ok", one, compile_s.get(one.name))
     return rows.rows
+
+
+def _inputs(x: Tensor, cell: Cell, plan: Plan) -> Rotation:
+    """What a cell's calls read in turn. A CUDA graph is of one place, and a GPU has its L2 flushed."""
+    if plan.device != "cpu":
+        return Rotation(x, 1)
+    cold = cell.cache == COLD
+    return Rotation(x, _copies(cell.shape, cell.batch, plan) if cold else places_of(x.nbytes), cold)
 
 
 class CellRows:
@@ -240,21 +247,20 @@ def _fastest_plain(checked: list[Provider], x: Tensor, clock) -> Provider:
     return min(zip(timed, plain, strict=True), key=lambda pair: pair[0].quartiles()[1])[1]
 
 
-def _timed(provider: Provider, x: Tensor, mode: str, shared: Rotation | None = None) -> Timed:
+def _timed(provider: Provider, x: Tensor, mode: str, inputs: Rotation | None = None) -> Timed:
     """A provider over x; one that writes gets buffers of its own, filled from x again before each sample.
 
-    ``shared``: what all others read in turn; None for x alone.
+    ``inputs``: what all others read in turn; None for x alone.
     """
-    shared = Rotation(x, 1) if shared is None else shared
-    given = Rotation(x.clone(), shared.copies) if provider.in_place else shared
+    inputs = Rotation(x, 1) if inputs is None else inputs
+    given = inputs.beside(x.clone()) if provider.in_place else inputs
     with backends.use_backend(provider.backend or backends.requested()):
         call = providers.graphed(provider.run, given.first) if mode == "graph" else given.calling(provider.run)
 
     def prepare() -> None:
         if provider.backend:
             backends.request(provider.backend)  # here, where it takes none of the call's time
-        if provider.in_place:
-            given.refill(x)
+        given.prepare(refill_with=x if provider.in_place else None)
 
     return Timed(provider.name, call, prepare)
 

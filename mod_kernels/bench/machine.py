@@ -14,6 +14,7 @@ import torch
 
 from .._info import cpu_model, gpu_name, version_of
 from ..backends.triton import TRITON
+from .allocator import in_force
 
 
 def describe() -> dict[str, Any]:
@@ -35,6 +36,7 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": version_of("triton"),
         "tuning": TRITON.describe().get("tuning"),
+        "allocator": in_force(),
         **_commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -9,7 +9,7 @@ from .machine import folder_name
 from .store import Results, machine_key, read
 
 # What has to be as it was for a run to go on: the rest of a machine's description says when it was looked at.
-_SAME = ("torch", "triton", "python", "commit", "dirty")
+_SAME = ("torch", "triton", "python", "commit", "dirty", "allocator")
 
 
 def file_of(path: Path, suite: str, machine: dict[str, Any]) -> Path:
@@ -38,8 +38,8 @@ def interrupted_run(path: Path, suite: str, command: str, machine: dict[str, Any
     if last.command != command:
         raise ValueError(f"the last run of {suite} in {path} is of another command: {last.command}")
     for name in _SAME:
-        if last.machine.get(name) != machine[name]:
-            was, now = last.machine.get(name), machine[name]
+        was, now = last.machine.get(name), machine.get(name)
+        if was != now:
             raise ValueError(f"the last run of {suite} in {path} is of {name} {was}, this is {now}")
     last.interrupted = False
     return last
