@@ -52,10 +52,10 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan,
         caches=(WARM,),
-        rounds=40,
-        cell_s=2.0,
+        rounds=100,
+        cell_s=3.0,
         compile_batches=(1,) if plan.device == "cpu" else plan.batches,
-        compile_s=35.0 if plan.device == "cpu" else 70.0,
+        compile_s=25.0 if plan.device == "cpu" else 70.0,
         autotune_s=40.0,
         total_s=95.0 if plan.device == "cpu" else 160.0,
     )
