@@ -10,13 +10,11 @@
 #include <string_view>
 #include <system_error>
 
+#include "block_form.h"
 #include "check.h"
 #include "position.h"
 
 namespace mod_kernels {
-
-// Those of CONV_KINDS in mod_kernels/spec.py.
-enum class BlockKind { kBottleneck, kBasic, kInvertedResidual, kConv, kConvNeXt };
 
 // Weights are dense OIHW, in order of use:
 //   kBottleneck        1x1 (m, k), 3x3 (m, m), 1x1 (k, m); ReLU after the first two

@@ -1,14 +1,12 @@
-// Which channels of a map a block's result is added to.
+// A position by the name that an op gets.
 #pragma once
 
 #include <string_view>
 
+#include "block_form.h"
 #include "check.h"
 
 namespace mod_kernels {
-
-// The first k, the last k, or those that were gathered.
-enum class Position { kFirst, kLast, kOriginal };
 
 inline Position position_of(std::string_view name) {
   if (name == "first") return Position::kFirst;

@@ -3,19 +3,17 @@
 
 #include <cstdint>
 
+#include "../common/block_form.h"
 #include "../common/dtype.h"
 #include "parameters.h"
 
 namespace mod_kernels {
 
-// Those of CONV_KINDS in mod_kernels/spec.py.
-enum class ConvKind { kBottleneck, kBasic, kInvertedResidual, kConv, kConvNeXt };
-
 struct ConvForm {
-  ConvKind kind = ConvKind::kBottleneck;
+  BlockKind kind = BlockKind::kBottleneck;
   int64_t mid_channels = 0;  // bottleneck, inverted residual and ConvNeXt
   bool final_relu = false;
-  BlockPosition position = BlockPosition::kFirst;
+  Position position = Position::kFirst;
 };
 
 // A weight or a bias of the selector, dense: of x's dtype or of float32. Null: there is no such bias.

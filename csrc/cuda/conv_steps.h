@@ -48,30 +48,30 @@ inline ConvSteps conv_steps(const ConvForm& form, int64_t k) {
   const Then last = form.final_relu ? Then::kRelu : Then::kNothing;
   ConvSteps steps;
   switch (form.kind) {
-    case ConvKind::kBottleneck:
+    case BlockKind::kBottleneck:
       steps.convolve(kPointwise, Then::kRelu, kSelected, kPlanesA, k, m, 1);
       steps.convolve(kDense, Then::kRelu, kPlanesA, kPlanesB, m, m, 3);
       steps.convolve(kPointwise, last, kPlanesB, kResult, m, k, 1);
       steps.planes_a = steps.planes_b = m;
       break;
-    case ConvKind::kBasic:
+    case BlockKind::kBasic:
       steps.convolve(kDense, Then::kRelu, kSelected, kPlanesA, k, k, 3);
       steps.convolve(kDense, last, kPlanesA, kResult, k, k, 3);
       steps.planes_a = k;
       break;
-    case ConvKind::kInvertedResidual:
+    case BlockKind::kInvertedResidual:
       steps.convolve(kPointwise, Then::kRelu6, kSelected, kPlanesA, k, m, 1);
       steps.convolve(kDepthwise, Then::kRelu6, kPlanesA, kPlanesB, m, m, 3);
       steps.convolve(kPointwise, last, kPlanesB, kResult, m, k, 1);
       steps.planes_a = steps.planes_b = m;
       break;
-    case ConvKind::kConv:
+    case BlockKind::kConv:
       // To planes first: in place, a channel that is written may be another output's input.
       steps.convolve(kDense, last, kSelected, kPlanesA, k, k, 3);
       steps.other(kPass, kResult, k);
       steps.planes_a = k;
       break;
-    case ConvKind::kConvNeXt:
+    case BlockKind::kConvNeXt:
       steps.convolve(kDepthwise, Then::kNothing, kSelected, kPlanesA, k, k, 7);
       steps.other(kNormalise, kPlanesA, k);
       steps.convolve(kPointwise, Then::kGelu, kPlanesA, kPlanesB, k, m, 1);

@@ -14,17 +14,6 @@
 namespace mod_kernels {
 namespace {
 
-// The kernels' names for what common/conv_block.h reads from a form.
-static_assert(static_cast<int>(ConvKind::kBottleneck) == static_cast<int>(BlockKind::kBottleneck));
-static_assert(static_cast<int>(ConvKind::kBasic) == static_cast<int>(BlockKind::kBasic));
-static_assert(static_cast<int>(ConvKind::kInvertedResidual) ==
-              static_cast<int>(BlockKind::kInvertedResidual));
-static_assert(static_cast<int>(ConvKind::kConv) == static_cast<int>(BlockKind::kConv));
-static_assert(static_cast<int>(ConvKind::kConvNeXt) == static_cast<int>(BlockKind::kConvNeXt));
-static_assert(static_cast<int>(BlockPosition::kFirst) == static_cast<int>(Position::kFirst));
-static_assert(static_cast<int>(BlockPosition::kLast) == static_cast<int>(Position::kLast));
-static_assert(static_cast<int>(BlockPosition::kOriginal) == static_cast<int>(Position::kOriginal));
-
 // The tensors of a selector, as an op gets them.
 struct Selector {
   const Tensor &fc1_weight, &fc2_weight;
@@ -79,8 +68,7 @@ void set_block(BlockCall& call, void* y, int64_t stride_yn, const Tensor& conv_p
   call.y = y;
   call.stride_yn = stride_yn;
   call.conv = read<float>(conv_parameters);
-  call.form = {static_cast<ConvKind>(block.kind), block.m, block.final_relu,
-               static_cast<BlockPosition>(block.position)};
+  call.form = {block.kind, block.m, block.final_relu, block.position};
 }
 
 void run(const BlockCall& call, const Tensor& x, const OnDeviceOf& device) {

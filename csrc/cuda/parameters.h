@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../common/block_form.h"
 #include "../common/dtype.h"
 
 namespace mod_kernels {
@@ -30,9 +31,6 @@ enum class Pooling : int32_t { kStaged, kWide, kScalar };
 //  - kPool: pooling and the first layer's sums, of one share a block
 //  - kRank: from those sums on; a slice of the second layer's channels a block, the rest by the last of them
 enum class Phase : int32_t { kWhole, kPool, kRank };
-
-// Where a block's result goes, as in mod_kernels/spec.py.
-enum class BlockPosition : int32_t { kFirst, kLast, kOriginal };
 
 // One of the weights or biases of the selector: of x's dtype, or float32.
 struct Parameter {
@@ -81,7 +79,7 @@ struct BlockParameters {
   int64_t stride_xn = 0, stride_yn = 0;
   int32_t n = 0, c = 0, h = 0, w = 0, k = 0, r = 0;
   bool channels_last = false;
-  BlockPosition position = BlockPosition::kFirst;
+  Position position = Position::kFirst;
   // selector: fc1 (r, c), fc2 (c, r)
   const float* pooled = nullptr;  // (n, c); null: x is pooled
   Parameter fc1_weight, fc2_weight, fc1_bias, fc2_bias;

@@ -51,14 +51,14 @@ __device__ void tail_step(const BlockParameters& p, const TailSample<T>& sample,
                     map_p,
                     hw,
                     sample.scores,
-                    p.position == BlockPosition::kOriginal ? sample.chosen : nullptr,
-                    p.position == BlockPosition::kLast ? p.c - p.k : 0};
+                    p.position == Position::kOriginal ? sample.chosen : nullptr,
+                    p.position == Position::kLast ? p.c - p.k : 0};
   const bool selected = step.from == Operand::kSelected;
   const Source<T> in{selected ? sample.x : nullptr,
                      step.from == Operand::kPlanesA ? sample.planes_a : sample.planes_b,
                      selected ? map_c : hw, selected ? map_p : 1, sample.chosen};
   // In channels_last the k channels of a pixel that are written lie side by side.
-  const bool outputs_first = p.channels_last && planes == nullptr && p.position != BlockPosition::kOriginal;
+  const bool outputs_first = p.channels_last && planes == nullptr && p.position != Position::kOriginal;
   switch (step.kind) {
     case StepKind::kPointwise:
       convolve_dense<1, kTileSide>(step, p.conv, in, out, 1, hw, outputs_first, team);

@@ -66,10 +66,10 @@ BlockCall call_of(const Case& one) {
   call.scores = one.data<float>("scores");
   call.index = one.data<int64_t>("index");
   call.conv = one.data<const float>("conv");
-  call.form.kind = static_cast<ConvKind>(one.number("kind"));
+  call.form.kind = static_cast<BlockKind>(one.number("kind"));
   call.form.mid_channels = one.number("mid_channels");
   call.form.final_relu = one.number("final_relu") != 0;
-  call.form.position = static_cast<BlockPosition>(one.number("position"));
+  call.form.position = static_cast<Position>(one.number("position"));
   call.counters = one.data<int32_t>("counters");
   return call;
 }
