@@ -128,9 +128,9 @@ def block_run():
 
 def tail_run(kind):
     torch.manual_seed(1)
-    x, scores = feature_map((2, 12, 35, 33)), torch.rand(2, 5)
-    before, spec = x.clone(), make_spec(12, 5, kind)
-    index = torch.stack([torch.randperm(5), torch.arange(5)])
+    x, scores = feature_map((1, 6, 35, 33)), torch.rand(1, 2)
+    before, spec = x.clone(), make_spec(6, 2, kind)
+    index = torch.randperm(2)[None]
     TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
     return check_tail, before, spec, x, scores, index
 
