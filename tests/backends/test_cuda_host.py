@@ -13,6 +13,7 @@ import torch
 from mod_kernels import reference, verify
 from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels._verify_inputs import Case
+from mod_kernels.bench.shapes import BASIC, BOTTLENECK
 from mod_kernels.spec import CONV_KINDS, POSITIONS
 
 from ..support import feature_map, make_spec
@@ -311,3 +312,17 @@ def test_ties_in_a_block(clusters, program):
     scores, index, logits, _, _ = ops["select_channels_saving"](x, *spec.selector_arguments, None, 7)
     assert index[0, :2].tolist() == [3, 30]
     check_ranking(7, scores, index, logits)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("shape", BOTTLENECK + BASIC, ids=lambda shape: f"{shape.kind}-{shape.name}")
+def test_a_block_of_the_papers_resnets_is_one_launch(shape, batch, program):
+    """With clusters; without them two at most. float32 in NCHW, and in half precision channels_last."""
+    for clusters, most in ((True, 1), (False, 2)):
+        for dtype, layout in ((torch.float32, "nchw"), (torch.float16, "channels_last")):
+            # A plan reads no values: one sample in memory stands for the batch.
+            spec = make_spec(shape.channels, shape.k, shape.kind, dtype)
+            x = feature_map((1, shape.channels, shape.height, shape.width), dtype, layout)
+            arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+            launches = Ops(program, clusters).plan(x.expand(batch, -1, -1, -1), *arguments)
+            assert 1 <= launches.count(",") <= most, launches
