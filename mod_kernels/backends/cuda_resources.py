@@ -1,7 +1,8 @@
 """What every kernel of the CUDA engine takes on every architecture it is built for: no GPU is needed.
 
 nvcc compiles the sources of a checkout, ptxas says registers and spills, the disassembly how wide loads and stores
-are. A spill of any size is a problem, and so is any other use of local memory.
+are. A spill of any size is a problem, so is any other use of local memory, and a pass over a map that loads no 16
+bytes at a time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-cubin", "-Xptxas", "
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _TEXT = re.compile(r"^\.text\.(\w+):$", re.MULTILINE)
 _LOCAL = ("LDL", "STL")
+# Kernels that read a map from one end to the other, 16 bytes a thread where alignment allows. The others gather
+# single values (gather_pixels) or read what a kernel before them made (tail_step).
+_PASSES = re.compile("(add_relu_pool|fuse|gather_planes|input_gradient|mod_block)[a-z_]*_kernel")
+WIDE = 16
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ def row_of(name: str, capability: int, taken: Resources, instructions: list[sass
     problems = [f"spills {spilled} bytes"] if spilled else []
     if (local or taken.stack) and not spilled:
         problems.append(f"keeps {taken.stack} bytes in local memory ({local} loads and stores)")
+    load_widths = sass.widths(one for one in instructions if one.loads)
+    if _PASSES.search(name) and (load_widths is None or load_widths[1] < WIDE):
+        problems.append(f"loads no {WIDE} bytes at a time")
     return Row(
         demangled(name),
         capability,
@@ -137,7 +145,7 @@ def row_of(name: str, capability: int, taken: Resources, instructions: list[sass
         spilled,
         taken.stack,
         len(instructions),
-        sass.widths(one for one in instructions if one.loads),
+        load_widths,
         sass.widths(one for one in instructions if one.stores),
     )
 

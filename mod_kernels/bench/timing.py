@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# A CPU sample lasts at least this long: below 1 ms the clock and the loop around the calls show, below some more what
-# the other core and the machine beneath happen to do.
+# A CPU sample lasts at least this long: below 1 ms the clock and the loop around the calls show, a bit above that
+# what the machine beneath happens to do.
 MIN_SAMPLE_S = 4e-3
 # Calls in a sample, at most: an in-place block runs that often on one buffer before it is refilled.
 MAX_REPEATS = 200

@@ -96,6 +96,14 @@ def test_local_memory_is_an_error(source, said, compiled):
 
 
 @needs_nvcc
+def test_a_pass_over_a_map_in_narrow_loads_is_an_error(compiled):
+    result, rows = compiled(COPY.replace("copy_kernel", "fuse_planes_kernel"))
+    assert result.exit_code == 1 and "loads no 16 bytes at a time" in result.stdout
+    narrow, wide = sorted(rows.values(), key=lambda row: row["load_widths"])
+    assert narrow["problems"] and not wide["problems"]
+
+
+@needs_nvcc
 def test_a_source_that_does_not_compile_is_an_error(compiled):
     result, rows = compiled(COPY, "no such thing;")
     assert result.exit_code == 1
