@@ -22,16 +22,22 @@ from .backends.triton.resources import Row
 
 _PACKAGE = Path(__file__).parent
 _OF_VARIANT = ("shape", "dtype", "capability", "kernel", "num_warps", "num_stages", "digest")
+_READERS = ("compile", "estimate", "occupancy", "ptx", "resources", "sass")
 COLUMNS = tuple(one.name for one in fields(Row) if one.name not in (*_OF_VARIANT, "constants", "types"))
 
 
 def sources() -> dict[str, str]:
-    """By engine, what tells rows of these kernels from rows of others: the code, and Triton's version."""
+    """By engine, what tells rows of these kernels from rows of others: the code, and Triton's version.
+
+    Of Triton's the kernels and what reads their binaries; what the rest chooses is in a row's own digest.
+    """
     import triton
 
     common = sorted((_PACKAGE.parent / "csrc" / "common").glob("*.h"))
+    folder = _PACKAGE / "backends" / "triton"
+    kernels = [path for path in sorted(folder.glob("*.py")) if "@triton.jit" in path.read_text()]
     files = {
-        "triton": [*sorted((_PACKAGE / "backends" / "triton").glob("*.py")), _PACKAGE / "spec.py"],
+        "triton": [*kernels, *(folder / f"{name}.py" for name in _READERS)],
         "cuda": [*sorted(cuda_resources.SOURCES.glob("*")), *common],
     }
     digests = {}

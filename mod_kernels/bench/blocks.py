@@ -39,7 +39,7 @@ class Plan:
     caches: tuple[str, ...] = (WARM, COLD)
     rounds: int = 40
     spread: float = 0.02  # rounds end early once all providers have settled to this
-    cell_s: float = 5.0  # and past this
+    cell_s: float = 4.0  # and past this
     compile_batches: tuple[int, ...] = BATCHES
     compile_s: float = float("inf")  # no new compilation once this much went into them
     max_autotune: bool = False  # compile in that mode as well

@@ -58,7 +58,7 @@ def run(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     size: int = 224,
-    rounds: int = 100,
+    rounds: int = 70,
 ) -> None:
     """Measure networks into ``results``, cell by cell.
 

@@ -2,7 +2,8 @@
 
 A spill of any size is a problem, and so is a kernel that goes through a whole map (pooling, and input_gradient)
 and loads it fewer than 16 bytes at a time where rows and samples begin at multiples of 16: its speed is a matter
-of instructions a byte.
+of instructions a byte. Not where a sample is smaller than SMALL_SAMPLE: shared out to programs, which read the
+selector's weights in turn, it is less than a load of 16 bytes for each of their threads.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from .variants import Variant
 # What the kernels that pool do pool, and what input_gradient goes through.
 _POOLED_ARGUMENTS = ("x_ptr", "a_ptr", "b_ptr")
 _SUMMED_ARGUMENTS = ("dy_ptr", "y_ptr")
+# Bytes of x, up to which a program for all of it would have nearly all of its bytes to read in weights: at the
+# paper's sizes VGG's last maps on CIFAR, 512x4x4 and 512x2x2, beside 32 KiB of weights in float16.
+SMALL_SAMPLE = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,8 @@ def _judged(row: Row, shape: Shape) -> Row:
     if row.spill_bytes:
         problems.append(f"spills {row.spill_bytes} bytes")
     narrow = row.pool_load_widths is not None and row.pool_load_widths[0] < WIDEST_LOAD
-    if narrow and _row_alignment(row.constants, shape) * _size(row.dtype) >= WIDEST_LOAD:
+    large = shape.channels * shape.hw * _size(row.dtype) > SMALL_SAMPLE
+    if narrow and large and _row_alignment(row.constants, shape) * _size(row.dtype) >= WIDEST_LOAD:
         problems.append(f"loads x {row.pool_load_widths[0]} bytes at a time where {WIDEST_LOAD} are possible")
     return replace(row, problems=problems)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -118,6 +119,16 @@ def test_a_narrow_load_is_right_where_nothing_is_aligned():
     assert row.estimate_lanes == 49 / 64
 
 
+@pytest.mark.parametrize("channels,ok", [(512, True), (1024, False)])
+def test_a_narrow_load_is_right_where_a_sample_is_small(channels, ok):
+    """float16 4x4: 16 KiB of it, and 32."""
+    shape = enumeration.Shape("conv", channels, channels // 16, 8, 8, 16)
+    selector = variants.Selector(DEFAULT, ("fp16",) * 5, channels, shape.hidden, shape.k, shape.hw, 16, 16)
+    variant = variants.pool_variant(selector)
+    row = resources.row_of(shape, "float16", _planted(variant, CHUNK_C=64), 90)
+    assert (row.pool_load_widths, row.ok) == ((8, 8), ok)
+
+
 def test_short_planes_are_read_as_a_run_wherever_samples_are_aligned():
     shape = enumeration.PAPER_SHAPES[3]
     variant = next(one for one in enumeration.variants(shape, "float16") if one.kernel == "pool_fwd_kernel")
@@ -217,6 +228,20 @@ def test_rows_of_other_kernels_do_not_count(run, monkeypatch):
     assert len(rows) == 2
     assert "ok: 1 variants" in result.stdout
     assert "1 rows of " in result.stdout and "are of other kernels or another Triton: not counted" in result.stdout
+
+
+def test_kernels_are_told_apart_by_their_code_and_by_what_reads_their_binaries(monkeypatch, tmp_path):
+    """What chooses among variants is in a variant's own digest."""
+    package = tmp_path / "mod_kernels"
+    shutil.copytree(_resources_file._PACKAGE, package, ignore=shutil.ignore_patterns("_native", "__pycache__"))
+    monkeypatch.setattr(_resources_file, "_PACKAGE", package)
+    before = _resources_file.sources()["triton"]
+    for name, same in (("configs", True), ("launch", True), ("select", False), ("sass", False)):
+        path = package / "backends" / "triton" / f"{name}.py"
+        text = path.read_text()
+        path.write_text(text + "# changed\n")
+        assert (_resources_file.sources()["triton"] == before) == same, name
+        path.write_text(text)
 
 
 def test_a_line_that_was_cut_off_is_compiled_again(run, tmp_path):
