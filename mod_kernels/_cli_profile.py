@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ._cli_bench import JsonPath
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
@@ -31,7 +32,7 @@ def profile(
     trace: Annotated[
         Path | None, typer.Option(help="write a Chrome trace of a forward of each to this file")
     ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="append the results to this file")] = None,
+    json_path: JsonPath = None,
 ) -> None:
     """Where a network's time goes, part by part, plain and fused, by torch.profiler."""
     from . import models
@@ -39,7 +40,7 @@ def profile(
     one_of("model", model, models.list_models())
     check_device(device)
     one_of("dtype", dtype, ("float32", "float16") if device == "cuda" else ("float32",))  # as bench --networks
-    from .bench import machine, profile_table, store
+    from .bench import allocator, machine, profile_table, recording, store
     from .bench import profile as profiling
 
     one_of("form", form, profiling.FORMS)
@@ -51,12 +52,15 @@ def profile(
             refuse(f"{name} must be at least 1, got {value}")
     # Otherwise the profiler's library writes of each of its starts and ends to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    results = store.Results(machine.describe(), command_line(json_path), suite=profiling.SUITE)
+    allocator.keep_freed_memory()
+    here = machine.describe()
+    results = store.Results(here, command_line(json_path), suite=profiling.SUITE)
     try:
         if trace is not None:
             trace.parent.mkdir(parents=True, exist_ok=True)
             trace.open("a").close()
-        journal = None if json_path is None else store.Journal(json_path, results)
+        path = None if json_path is None else recording.file_of(json_path, profiling.SUITE, here)
+        journal = None if path is None else store.Journal(path, results)
     except OSError as error:
         refuse(f"what is measured can't be kept: {error}")
     cell = profiling.Cell(model, batch, threads, device, DTYPES[dtype], form)
