@@ -74,13 +74,14 @@ def save(picture: Picture, path: Path, source: str | None = None) -> None:
 
     width, height = picture.size
     title = textwrap.fill(picture.title, int(11 * width))  # characters of this size in a line
-    above, below = 0.25 * (1 + title.count("\n")), 0.2
+    signed = textwrap.fill(signature(picture.machine), int(19 * width))
+    above, below = 0.25 * (1 + title.count("\n")), 0.2 + 0.12 * signed.count("\n")
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": picture.name}):
         figure = Figure(figsize=(width, above + height + below), layout="constrained")
         upper, lower = figure.subfigures(2, 1, height_ratios=(above + height, below))
         picture.draw(upper)
         upper.suptitle(title, fontsize=11)
-        lower.text(0.5, 0.5, signature(picture.machine), ha="center", va="center", fontsize=7)
+        lower.text(0.5, 0.5, signed, ha="center", va="center", fontsize=7)
         metadata = {"Date": None} if path.suffix == ".svg" else {}
         metadata |= {"Source": source} if source else {}
         figure.savefig(path, dpi=130, metadata=metadata, facecolor="white")

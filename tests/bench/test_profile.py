@@ -117,6 +117,12 @@ def test_the_verb_shows_and_keeps_every_part(small, tmp_path):
     assert ranges.count("mod_kernels::pool") == 4 and ranges.count("mod_kernels::fused") == 1
 
 
+def test_a_folder_gets_a_file_of_this_machine(small, tmp_path):
+    assert called("resnet18_mod", "--repeats", 1, "--json", tmp_path / "results").exit_code == 0
+    (kept,) = (tmp_path / "results").glob("*/profile.jsonl")
+    assert store.load(kept).finished == ["resnet18_mod N=1 1 thread(s) clone"]
+
+
 def test_wrong_outputs_get_no_time(small, tmp_path, monkeypatch):
     monkeypatch.setattr(profile, "compare", lambda *_: "wrong: off")
     result = called("resnet18_mod", "--repeats", 1, "--json", tmp_path / "profile.jsonl")
