@@ -37,7 +37,7 @@ class Plan:
     layout: str = NCHW
     # Of x on a CPU; cold only where x would fit the cache, see rotation.py. On a GPU both, always.
     caches: tuple[str, ...] = (WARM, COLD)
-    rounds: int = 40
+    rounds: int = 50
     spread: float = 0.02  # rounds end early once all providers have settled to this
     cell_s: float = 4.0  # and past this
     compile_batches: tuple[int, ...] = BATCHES
@@ -52,8 +52,8 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan,
         caches=(WARM,),
-        rounds=100,
-        cell_s=3.0,
+        rounds=plan.rounds if plan.device == "cpu" else 15,
+        cell_s=3.0 if plan.device == "cpu" else 1.0,
         compile_batches=(1,) if plan.device == "cpu" else plan.batches,
         compile_s=25.0 if plan.device == "cpu" else 70.0,
         autotune_s=40.0,
