@@ -33,6 +33,7 @@ class Timed:
     prepare: Callable[[], object] = lambda: None
     repeats: int = 1
     samples: list[float] = field(default_factory=list)  # seconds per call
+    timer: object = None  # of CpuClock, which makes one at the first sample
 
     def quartiles(self) -> tuple[float, float, float]:
         """Lower quartile, median, upper quartile in milliseconds."""
@@ -76,15 +77,13 @@ class CpuClock:
         from torch.utils.benchmark import Timer
 
         self._new_timer = Timer
-        self._timers: dict[int, Timer] = {}
 
     def sample(self, timed: Timed) -> float:
-        timer = self._timers.get(id(timed))
-        if timer is None:
+        if timed.timer is None:
             how = {"globals": {"call": timed.call}, "num_threads": torch.get_num_threads()}
-            timer = self._timers[id(timed)] = self._new_timer("call()", **how)
+            timed.timer = self._new_timer("call()", **how)
         timed.prepare()
-        return timer.timeit(timed.repeats).median
+        return timed.timer.timeit(timed.repeats).median
 
     def calibrate(self, timed: Timed) -> None:
         """Warm up to steady state, then choose the repeats that fill MIN_SAMPLE_S."""

@@ -172,6 +172,16 @@ def test_a_sample_is_long_enough_and_prepared_outside_the_clock():
     assert calls == ["prepare"] + ["call"] * (MAX_REPEATS + 2)
 
 
+def test_one_clock_never_times_what_it_timed_before():
+    """Of the many that come and go some lie where one lay before: what tells them apart must not be the place."""
+    clock, calls = CpuClock(), []
+    for number in range(100):
+        timed = Timed(str(number), lambda number=number: calls.append(number))
+        clock.sample(timed)
+        assert set(calls) == {number}
+        calls.clear()
+
+
 def test_plots_are_made_from_the_file_alone(results, tmp_path):
     pytest.importorskip("matplotlib")
     plot = _script("plot")
