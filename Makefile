@@ -56,8 +56,8 @@ sanitize: $(VENV)/.built
 	$(PYTEST) tests/backends/test_native_program.py
 
 # The oldest versions promised. The library that runs here was built against the newest torch: that it loads
-# is the point of the stable ABI, once: the lower ISA levels' libraries load alike. The last line compiles it
-# against the oldest headers as well.
+# is the point of the stable ABI. (Those of lower ISA levels are tested with the newest torch, in `make unit`.)
+# The last line compiles it against the oldest headers as well.
 test-floor: $(FLOOR)/.installed $(VENV)/.built
 	TEST_SHARE=$(SHARE) $(FLOOR)/bin/python -m pytest -q -n 2 tests/test_compile.py tests/test_functional.py \
 		tests/test_gradients.py \

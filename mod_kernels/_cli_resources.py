@@ -27,7 +27,7 @@ def resources(
     """Compile every GPU kernel, no GPU needed: registers, spills, occupancy, widths of loads.
 
     Triton's for the paper's shapes, as --shape and --dtype choose; the CUDA engine's as its library has them, in a
-    checkout with nvcc. Exit status 1 on a spill, on local memory, on loads of a map narrower than need be and
+    checkout with nvcc. Exit status 1 on a spill, on local memory, on loads of a map narrower than need be, and
     if something does not compile. Ctrl-C keeps what was compiled.
     """
     from . import _resources_file, _resources_table

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .triton import sass
 from .triton.compile import Resources, resources_in
+from .triton.configs import WIDEST_LOAD
 
 SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"  # of a checkout: an installed package has none
 # Compute capability -> what nvcc calls it; those of setup.py.
@@ -31,7 +32,6 @@ _LOCAL = ("LDL", "STL")
 # Kernels that read a map from one end to the other, 16 bytes a thread where alignment allows. The others gather
 # single values (gather_pixels) or read what a kernel before them made (tail_step).
 _PASSES = re.compile("(add_relu_pool|fuse|gather_planes|input_gradient|mod_block)[a-z_]*_kernel")
-WIDE = 16
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def row_of(name: str, capability: int, taken: Resources, instructions: list[sass
     if (local or taken.stack) and not spilled:
         problems.append(f"keeps {taken.stack} bytes in local memory ({local} loads and stores)")
     load_widths = sass.widths(one for one in instructions if one.loads)
-    if _PASSES.search(name) and (load_widths is None or load_widths[1] < WIDE):
-        problems.append(f"loads no {WIDE} bytes at a time")
+    if _PASSES.search(name) and (load_widths is None or load_widths[1] < WIDEST_LOAD):
+        problems.append(f"loads no {WIDEST_LOAD} bytes at a time")
     return Row(
         demangled(name),
         capability,

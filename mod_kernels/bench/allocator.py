@@ -20,8 +20,8 @@ def keep_freed_memory() -> None:
     """Have glibc give no freed memory back to the system until this process ends.
 
     As it comes, a large tensor's pages go back when it is freed, or do not, by what lies above them, and the next
-    call has them zeroed and mapped once more: the same call then takes up to four times as long in one process
-    as in the next. Caching allocators (jemalloc, tcmalloc, PyTorch's own on a GPU) keep them; with one of
+    call has them zeroed and mapped once more: a call then takes several times as long in one process as in the
+    next. Caching allocators (jemalloc, tcmalloc, PyTorch's own on a GPU) keep them; with one of
     those preloaded, or without glibc, this changes nothing that a tensor sees.
     """
     global _in_force

@@ -49,16 +49,10 @@ class Plan:
 
 def quick(plan: Plan) -> Plan:
     """Four shapes within two minutes on two cores; a GPU has four times as many cells."""
-    return replace(
-        plan,
-        caches=(WARM,),
-        rounds=plan.rounds if plan.device == "cpu" else 15,
-        cell_s=3.0 if plan.device == "cpu" else 1.0,
-        compile_batches=(1,) if plan.device == "cpu" else plan.batches,
-        compile_s=25.0 if plan.device == "cpu" else 70.0,
-        autotune_s=40.0,
-        total_s=95.0 if plan.device == "cpu" else 160.0,
-    )
+    plan = replace(plan, caches=(WARM,), autotune_s=40.0)
+    if plan.device == "cpu":
+        return replace(plan, cell_s=3.0, compile_batches=(1,), compile_s=25.0, total_s=95.0)
+    return replace(plan, rounds=15, cell_s=1.0, compile_batches=plan.batches, compile_s=70.0, total_s=160.0)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_under_sanitizers(tmp_path):
 
 @pytest.mark.parametrize("level", isa_levels()[1:])
 def test_lower_levels(level, tmp_path):
-    """Without sanitizers, which take five times as long to compile: the guards are there."""
+    """Without sanitizers, which take several times as long to compile: the guards are there."""
     flags = flags_of(level)
     need_compiler("c++", *flags, *POISON)
     check(build(tmp_path, "c++", flags))
