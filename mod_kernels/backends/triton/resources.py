@@ -2,7 +2,7 @@
 
 A spill of any size is a problem, and so is a kernel that goes through a whole map (pooling, and input_gradient)
 and loads it fewer than 16 bytes at a time where rows and samples begin at multiples of 16: its speed is a matter
-of instructions a byte. Not where a sample is smaller than SMALL_SAMPLE: shared out to programs, which read the
+of instructions a byte. Not where a sample is no larger than SMALL_SAMPLE: shared out to programs, which read the
 selector's weights in turn, it is less than a load of 16 bytes for each of their threads.
 """
 
@@ -30,8 +30,8 @@ from .variants import Variant
 # What the kernels that pool do pool, and what input_gradient goes through.
 _POOLED_ARGUMENTS = ("x_ptr", "a_ptr", "b_ptr")
 _SUMMED_ARGUMENTS = ("dy_ptr", "y_ptr")
-# Bytes of x, up to which a program for all of it would have nearly all of its bytes to read in weights: at the
-# paper's sizes VGG's last maps on CIFAR, 512x4x4 and 512x2x2, beside 32 KiB of weights in float16.
+# Bytes of x. At the paper's sizes VGG's last maps on CIFAR, 512x4x4 and 512x2x2 in float16: 16 and 4 KiB beside the
+# 32 KiB of the first layer's weights, which fewer programs would take longer to read.
 SMALL_SAMPLE = 16 << 10
 
 
