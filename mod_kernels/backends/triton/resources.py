@@ -30,8 +30,8 @@ from .variants import Variant
 # What the kernels that pool do pool, and what input_gradient goes through.
 _POOLED_ARGUMENTS = ("x_ptr", "a_ptr", "b_ptr")
 _SUMMED_ARGUMENTS = ("dy_ptr", "y_ptr")
-# Bytes of x. At the paper's sizes VGG's last maps on CIFAR, 512x4x4 and 512x2x2 in float16: 16 and 4 KiB beside the
-# 32 KiB of the first layer's weights, which fewer programs would take longer to read.
+# Bytes of x. At the paper's sizes VGG's last maps on CIFAR, 512x4x4 and 512x2x2 in float16: 16 and 4 KiB beside
+# 32 KiB of weights of the first layer, which fewer programs would take longer to read.
 SMALL_SAMPLE = 16 << 10
 
 
