@@ -220,11 +220,11 @@ def test_bench_passes_its_options_on(monkeypatch, options, kinds):
 def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path):
     real, cells_done = blocks.run_cell, []
 
-    def interrupted_in_the_second_cell(*arguments):
+    def interrupted_in_the_second_cell(*arguments, **more):
         if cells_done:
             raise KeyboardInterrupt
         cells_done.append(arguments[0])
-        return real(*arguments)
+        return real(*arguments, **more)
 
     monkeypatch.setattr(blocks, "run_cell", interrupted_in_the_second_cell)
     monkeypatch.setattr(blocks, "BOTTLENECK", (SMALL,))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .. import backends
 from .._layout import NCHW
+from ..spec import MoDSpec
 from . import providers
 from .cells import OnCell, run_cells
 from .check import check, exact_logits
@@ -40,6 +43,10 @@ class Plan:
     rounds: int = 50
     spread: float = 0.02  # rounds end early once all providers have settled to this
     cell_s: float = 4.0  # and past this
+    # How often all cells are gone through, each time with other memory. What a call takes hangs on where its
+    # tensors lie and on what else the machine does that minute: rounds of one pass agree with each other and not
+    # with those of the next.
+    passes: int = 1
     compile_batches: tuple[int, ...] = BATCHES
     compile_s: float = float("inf")  # no new compilation once this much went into them
     max_autotune: bool = False  # compile in that mode as well
@@ -51,7 +58,7 @@ def quick(plan: Plan) -> Plan:
     """Four shapes within two minutes on two cores; a GPU has four times as many cells."""
     plan = replace(plan, caches=(WARM,), autotune_s=40.0)
     if plan.device == "cpu":
-        return replace(plan, cell_s=3.0, compile_batches=(1,), compile_s=25.0, total_s=95.0)
+        return replace(plan, cell_s=0.5, passes=4, compile_batches=(1,), compile_s=25.0, total_s=95.0)
     return replace(plan, rounds=15, cell_s=1.0, compile_batches=plan.batches, compile_s=70.0, total_s=160.0)
 
 
@@ -96,12 +103,14 @@ def run(plan: Plan, results: Results, on_cell: OnCell) -> None:
     """Measure cell by cell into ``results``: what an interrupt leaves there is whole cells."""
     compiler = compiler_of(plan)
     planned = cells(plan)
+    found: defaultdict[Cell, Found] = defaultdict(Found)
 
     def measured(cell: Cell) -> list[Row]:
-        return run_cell(cell, plan, bandwidth_of(cell.threads, plan.device, results), compiler)
+        bandwidth = bandwidth_of(cell.threads, plan.device, results)
+        return run_cell(cell, plan, bandwidth, compiler, found=found[cell])
 
     try:
-        run_cells(planned, results, on_cell, measured, plan.total_s)
+        run_cells(planned, results, on_cell, measured, plan.total_s, plan.passes)
     finally:
         for name, limit in compiler.limits.items():
             if limit.cells_refused:
@@ -127,11 +136,30 @@ def compiler_of(plan: Plan) -> Compiler:
     return Compiler(limits)
 
 
+@dataclass
+class Found:
+    """What the passes over a cell have found so far; dicts are by provider."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)  # seconds a call
+    problems: dict[str, str] = field(default_factory=dict)  # of those that were wrong in any pass
+    compiled: list[Row] | None = None  # of what torch.compile made; None before the first pass
+
+
 @torch.inference_mode()
 def run_cell(
-    cell: Cell, plan: Plan, bandwidth: float, compiler: Compiler, make_x: Callable[..., Tensor] = make_x
+    cell: Cell,
+    plan: Plan,
+    bandwidth: float,
+    compiler: Compiler,
+    make_x: Callable[..., Tensor] = make_x,
+    found: Found | None = None,
 ) -> list[Row]:
-    """Check and time every provider of one cell; ``make_x`` as :func:`mod_kernels.bench.shapes.make_x`."""
+    """Check and time every provider of one cell; the rows are of all samples, those of ``found`` as well.
+
+    ``make_x`` as :func:`mod_kernels.bench.shapes.make_x`. What torch.compile makes is measured in the first pass
+    alone: it does not outlive the next compilation, and each would take seconds again.
+    """
+    found = Found() if found is None else found
     spec = make_spec(cell.shape, plan.dtype, plan.device)
     x = make_x(cell.shape, cell.batch, spec, layout=plan.layout)
     logits = exact_logits(x, spec)
@@ -142,35 +170,54 @@ def run_cell(
     with backends.use_backend(engine), providers.same_arithmetic():
         to_time = []
         for provider in _candidates(spec, x, engine, rows):
-            problem = check(provider, x, spec, logits, ours=provider.name not in PLAIN)
+            name = provider.name
+            problem = found.problems.get(name) or check(provider, x, spec, logits, ours=name not in PLAIN)
             if problem:
-                rows.add(provider.name, f"wrong: {problem}")
+                found.problems[name] = problem
+                rows.add(name, f"wrong: {problem}")
             else:
                 to_time.append(provider)
-        key = (cell.shape, cell.batch, cell.threads)
-        checked = list(to_time)
-        for name in compiler.limits:
-            try:
-                made = compiler.provider(
-                    name, key, x, cell.threads or 0, lambda: _fastest_plain(checked, x, clock)
-                )
-                problem = check(made, x, spec, logits, ours=False)
-            except LeftOut:
-                rows.add(name, "left out: time")
-            except Unavailable as reason:
-                rows.add(name, f"wrong: {reason}")
-            else:
-                if problem:
-                    rows.add(name, f"wrong: {problem}", compile_s=made.compile_s)
-                else:
-                    to_time.append(made)
+        if found.compiled is None:
+            fastest = functools.partial(_fastest_plain, list(to_time), x, clock)
+            to_time += _compiled(compiler, x, spec, logits, fastest, rows)
         to_time.append(Provider(FLOOR, providers.floor(spec), None))
         timed = [_timed(provider, x, cell.mode, inputs) for provider in to_time]
+        for one in timed:
+            one.samples = found.samples.setdefault(one.name, one.samples)
         measure(timed, clock, plan.rounds, plan.cell_s, on_round_of(plan.device), plan.spread)
     compile_s = {provider.name: provider.compile_s for provider in to_time}
     for one in timed:
         rows.add(one.name, "none" if one.name == FLOOR else "ok", one, compile_s.get(one.name))
-    return rows.rows
+    if found.compiled is None:
+        found.compiled = [row for row in rows.rows if row.provider in compiler.limits]
+        return rows.rows
+    return found.compiled + rows.rows
+
+
+def _compiled(
+    compiler: Compiler,
+    x: Tensor,
+    spec: MoDSpec,
+    logits: Tensor,
+    fastest: Callable[[], Provider],
+    rows: CellRows,
+) -> list[Provider]:
+    """What torch.compile makes of ``fastest()``, if it is right; a row for what is not, or is left out."""
+    cell, right = rows.cell, []
+    for name in compiler.limits:
+        try:
+            made = compiler.provider(name, (cell.shape, cell.batch, cell.threads), x, cell.threads or 0, fastest)
+            problem = check(made, x, spec, logits, ours=False)
+        except LeftOut:
+            rows.add(name, "left out: time")
+        except Unavailable as reason:
+            rows.add(name, f"wrong: {reason}")
+        else:
+            if problem:
+                rows.add(name, f"wrong: {problem}", compile_s=made.compile_s)
+            else:
+                right.append(made)
+    return right
 
 
 def _inputs(x: Tensor, cell: Cell, plan: Plan) -> Rotation:

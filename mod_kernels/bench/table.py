@@ -16,6 +16,7 @@ from .store import Results, Row
 
 MISSING = "-"
 TRAIN = "train"  # a row's mode
+DOUBTS_SHOWN = 12  # more of them are only counted
 _NARROW = {"show_edge": False, "pad_edge": False}  # every column fits a console of 140 characters
 
 
@@ -54,15 +55,28 @@ def show(results: Results, console: Console) -> None:
     for row in results.rows:
         if row.check.startswith("wrong") or (row.check.startswith("left out") and row.provider not in COMPILED):
             console.print(f"{row.name} N={row.batch} {row.provider}: {row.check}", markup=False, highlight=False)
-    for row in results.rows:
-        if row.warning:
-            said = f"{row.name} N={row.batch} {row.provider}, to be doubted: {row.warning}"
-            console.print(said, markup=False, highlight=False)
+    show_doubts(results.rows, console)
     for note in results.notes:
         console.print(note, markup=False, highlight=False)
     console.print(signature(results.machine), markup=False, highlight=False)
     if results.interrupted:
         console.print("interrupted: this is what was measured until then")
+
+
+def show_doubts(rows: list[Row], console: Console) -> None:
+    """Print which times are to be doubted and why; of more than a screen holds, how many."""
+    doubted = [row for row in rows if row.warning]
+    said = [f"{_where(row)} {row.provider}, to be doubted: {row.warning}" for row in doubted]
+    if len(doubted) > DOUBTS_SHOWN:
+        timed = sum(row.median_ms is not None for row in rows)
+        said = [f"{len(doubted)} of {timed} times are to be doubted: the file of --json says which and why"]
+    for line in said:
+        console.print(line, markup=False, highlight=False)
+
+
+def _where(row: Row) -> str:
+    threads = f" {row.threads} thread(s)" if row.threads is not None else ""
+    return f"{row.name} N={row.batch} {row.mode}{threads}"
 
 
 def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:

@@ -14,7 +14,7 @@ from .overhead import PUBLIC, RAW, YARDSTICK
 from .providers import ENGINES, IN_PLACE
 from .providers import PLAIN as PLAIN_FORMS
 from .store import Results, Row
-from .table import MISSING, by_cell, geometric_mean, ratio
+from .table import MISSING, by_cell, geometric_mean, ratio, show_doubts
 
 
 def show(results: Results, console: Console) -> None:
@@ -30,9 +30,7 @@ def show(results: Results, console: Console) -> None:
         if row.check.startswith(("wrong", "left out")):
             said = f"{row.name} N={row.batch} {row.mode} {row.provider}: {row.check}"
             console.print(said, markup=False, highlight=False)
-        if row.warning:
-            said = f"{row.name} N={row.batch} {row.mode} {row.provider}, to be doubted: {row.warning}"
-            console.print(said, markup=False, highlight=False)
+    show_doubts(rows, console)
     for note in results.notes:
         console.print(note, markup=False, highlight=False)
     console.print(signature(results.machine), markup=False, highlight=False)

@@ -1,7 +1,9 @@
 """The block benchmark: nothing wrong gets a time, what is timed is what was checked, results survive a file."""
 
+import contextlib
 import dataclasses
 import time
+import types
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from mod_kernels import backends, plain, reference
 from mod_kernels._layout import layout_of
 from mod_kernels.backends.native import CPU
-from mod_kernels.bench import blocks, providers, store
+from mod_kernels.bench import blocks, cells, providers, store
 from mod_kernels.bench.check import check, exact_logits
 from mod_kernels.bench.providers import Provider
 from mod_kernels.bench.shapes import MIN_GAP, SHAPES, Shape, make_spec, make_x
@@ -318,6 +320,70 @@ def test_threads_are_restored_and_time_limits_are_said():
     assert torch.get_num_threads() == before
     assert results.rows == []
     assert results.notes == ["out of time (0 s), not measured: 256x7x5 N=2 1 thread(s), 256x7x5 N=2 2 thread(s)"]
+
+
+def passing(monkeypatch, plan, interrupt_at=None):
+    """Rows by batch and provider, and notes, of a run of ``plan`` in passes; each pass is as long as it says."""
+    measured, results = [], store.Results({}, "")
+    real = blocks.run_cell
+
+    def run_cell(cell, *others, **more):
+        measured.append(cell.batch)
+        if len(measured) == interrupt_at:
+            raise KeyboardInterrupt
+        return real(cell, *others, **more)
+
+    monkeypatch.setattr(blocks, "run_cell", run_cell)
+    labels = []
+    with contextlib.suppress(KeyboardInterrupt):
+        blocks.run(plan, results, lambda label, number, total: labels.append((number, total)))
+    return measured, labels, {(row.batch, row.provider): row for row in results.rows}, results
+
+
+PASSES = dataclasses.replace(PLAN, batches=(1, 2), caches=("warm",), passes=3)
+
+
+def test_passes_go_through_all_cells_in_turn_and_keep_all_samples(monkeypatch):
+    measured, labels, rows, results = passing(monkeypatch, PASSES)
+    assert measured == [1, 2] * 3
+    assert labels == [(number, 6) for number in range(6)]
+    assert len(rows) == len(results.rows) and len(results.finished) == 2
+    assert {row.samples for row in rows.values() if row.check in ("ok", "none")} == {3 * PASSES.rounds}
+
+
+def test_an_interrupt_leaves_what_the_passes_before_it_measured(monkeypatch):
+    _, _, rows, results = passing(monkeypatch, PASSES, interrupt_at=4)
+    assert {batch: rows[batch, "floor"].samples for batch in (1, 2)} == {1: 6, 2: 3}
+    assert len(results.finished) == 2
+
+
+def test_passes_that_there_is_no_time_for_are_said(monkeypatch):
+    clock = iter(range(100))  # a second each time it is looked at, by cells.py alone
+    monkeypatch.setattr(cells, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    measured, _, rows, results = passing(monkeypatch, dataclasses.replace(PASSES, total_s=3.5))
+    assert measured == [1, 2, 1]
+    assert {batch: rows[batch, "floor"].samples for batch in (1, 2)} == {1: 6, 2: 3}
+    assert results.notes[0] == "out of time (4 s) in pass 2 of 3, before 256x7x5 N=2 1 thread(s)"
+
+
+def test_what_is_wrong_in_one_pass_gets_no_time(monkeypatch):
+    real, checks = blocks.check, []
+
+    def check(provider, *others, **more):
+        checks.append(provider.name)
+        wrong = provider.name == "plain-cat" and checks.count("plain-cat") == 2
+        return "no" if wrong else real(provider, *others, **more)
+
+    monkeypatch.setattr(blocks, "check", check)
+    _, _, rows, _ = passing(monkeypatch, dataclasses.replace(PASSES, batches=(2,)))
+    assert rows[2, "plain-cat"].check == "wrong: no" and rows[2, "plain-cat"].median_ms is None
+
+
+def test_a_compiled_form_is_measured_in_the_first_pass_alone(monkeypatch):
+    compiled, results = compiling(monkeypatch), store.Results({}, "")
+    blocks.run(dataclasses.replace(PASSES, compile_batches=(1, 2)), results, lambda *_: None)
+    assert compiled == ["compile"] * 2
+    assert [row.samples for row in compiled_rows(results)["compile"]] == [PASSES.rounds] * 2
 
 
 def test_the_inputs_have_no_near_ties():

@@ -43,11 +43,11 @@ def bench(path, *more):
 def interrupt_in_cell(monkeypatch, number):
     real, done = blocks.run_cell, []
 
-    def run_cell(cell, *others):
+    def run_cell(cell, *others, **more):
         done.append(cell.batch)
         if len(done) == number:
             raise KeyboardInterrupt
-        return real(cell, *others)
+        return real(cell, *others, **more)
 
     monkeypatch.setattr(blocks, "run_cell", run_cell)
     return done

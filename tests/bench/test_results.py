@@ -67,12 +67,22 @@ def test_layouts_are_tables_of_their_own(results):
     assert len(table.by_cell(results.rows)) == 2
     results.rows[0] = dataclasses.replace(results.rows[0], warning="took 1.3 times as long")
     text = shown(results)
-    assert "256x56x56 N=1 plain-clone, to be doubted: took 1.3 times as long" in text
+    assert "256x56x56 N=1 eager 1 thread(s) plain-clone, to be doubted: took 1.3 times as long" in text
     assert "float32, nchw, cpu" in text and "float32, channels_last, cpu" in text
     line = [line for line in text.splitlines() if "256x56x56" in line and "│" in line][1]
     cells = [cell.strip() for cell in line.strip("│ ").split("│")]
     # Fed is shown, and in no ratio.
     assert cells == ["256x56x56", "1", "9", "3", "2", "0.1", "3.00", "3.00", "-"]
+
+
+def test_many_doubts_are_counted(results):
+    count = table.DOUBTS_SHOWN
+    doubted = [row("plain-clone", 1.0, batch=batch, warning="took 2 times as long") for batch in range(count + 1)]
+    results.rows = doubted[:-1]
+    assert shown(results).count("to be doubted: took 2 times as long") == count
+    results.rows = doubted
+    text = shown(results)
+    assert f"{count + 1} of {count + 1} times are to be doubted" in text and "took 2" not in text
 
 
 def test_the_table_shows_ratios_wrong_and_missing(results):

@@ -56,9 +56,9 @@ def train(rank, way, port, path):
             torch.save(found, path)
     finally:
         dist.destroy_process_group()
-    # Not by way of the interpreter's end: gloo's threads may still let go of the last gather's tensors, which takes
-    # the GIL; one that asks for it too late is ended by Python inside a destructor, and the process aborts (one run
-    # in five with torch 2.11).
+    # Not by way of the interpreter's end: gloo's threads may still let go of the last gather's tensors, which
+    # takes the GIL; one that asks for it too late is ended by Python inside a destructor, and the process aborts
+    # (one run in five with torch 2.11).
     os._exit(0)
 
 
