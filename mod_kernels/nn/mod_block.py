@@ -83,8 +83,10 @@ class MoDBlock(nn.Module):
         For :class:`mod_kernels.nn.MoDStage`, which knows that nothing else reads out (and where there may be no
         identity). One map is kept for the backward where the ending and the block by themselves would keep two.
         """
-        parts = (out, identity, *self.selector.parameters())
-        if torch.compiler.is_compiling() or not self._selects_plainly() or not _autograd.needed(*parts):
+        # Not left to `needed`: going through the parameters costs as much as a whole kernel takes.
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not self._selects_plainly():
+            return None
+        if not _autograd.needed(out, identity, *self.selector.parameters()):
             return None
         selector = self.selector.parts()
         engine = _training.serving(out, selector, self.k, self.position, None, _training.Pair.OPS)
@@ -97,7 +99,8 @@ class MoDBlock(nn.Module):
     def _select_gather(self, x: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x to be fused into, the gathered channels, scores and index."""
         if (
-            self._selects_plainly()
+            torch.is_grad_enabled()
+            and self._selects_plainly()
             and _autograd.needed(x, pooled, *self.selector.parameters())
             and not exporting()
         ):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from mod_kernels import MoDBlock, use_backend
+from mod_kernels import MoDBlock, accelerate, use_backend
 from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels.backends.native import CPU
 from mod_kernels.nn import MoDStage, NarrowBasicBlock, NarrowBottleneck, mod_block
@@ -79,6 +79,17 @@ def test_numbers_of_a_sequential(host, training, backend, handed_over):
                 assert (g - w).norm() < 1e-5 * scale
             for (name, a), b in zip(stage.named_buffers(), plain.buffers(), strict=True):
                 assert torch.allclose(a, b, rtol=1e-5), name
+
+
+def test_inference_goes_through_no_parameters(monkeypatch):
+    """Inside a network that takes as long as a whole kernel does."""
+    stage, _ = make_stages(Bottleneck)
+    accelerate(stage.eval())
+    x = torch.randn(2, 32, 14, 14)
+    with torch.inference_mode():
+        expected = stage(x)
+        monkeypatch.setattr(nn.Module, "named_parameters", None)
+        assert torch.equal(stage(x), expected)
 
 
 def test_input_is_not_written():
