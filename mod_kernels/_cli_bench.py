@@ -15,6 +15,7 @@ from ._layout import NCHW
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
+    JsonPath,
     TimeLeft,
     check_device,
     command_line,
@@ -24,10 +25,6 @@ from ._terminal import (
     refuse,
 )
 
-JsonPath = Annotated[
-    Path | None,
-    typer.Option("--json", help="append to this file of JSON lines, or to <machine>/<suite>.jsonl in this folder"),
-]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the interrupted run that --json has")]
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ._cli_bench import JsonPath
 from ._terminal import (
     DTYPES,
     INTERRUPTED,
+    JsonPath,
     check_device,
     command_line,
     make_console,

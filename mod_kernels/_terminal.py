@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -22,6 +22,10 @@ from rich.progress import (
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 DEVICES = ("cpu", "cuda")
+JsonPath = Annotated[
+    Path | None,
+    typer.Option("--json", help="append to this file of JSON lines, or to <machine>/<suite>.jsonl in this folder"),
+]
 
 
 def said(console: Console, line: str) -> None:
