@@ -52,6 +52,12 @@ def _mod_block(
     return _select_channels(x, fc1_weight) + _convolutions(x, k, form)
 
 
+def _add_relu_mod_block_(
+    a, b, relu, fc1_weight, fc2_weight, fc1_bias, fc2_bias, k, conv_parameters, form, *rest, **out
+) -> int:
+    return _select_channels(a, fc1_weight) + _convolutions(a, k, form)
+
+
 def _convolutions(x: Shape, k: int, form: str) -> int:
     kind, mid_channels, _, _ = read_form(form)
     return sum(_convolution(x, shape) for shape in CONV_KINDS[kind].shapes(mid_channels, k))
@@ -92,6 +98,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "tail_": _tail_,
     "mod_block": _mod_block,
     "mod_block_": _mod_block,
+    "add_relu_mod_block_": _add_relu_mod_block_,
     "select_channels_backward": _select_channels_backward,
     "conv_block_saving": _conv_block_saving,
     "conv_block_backward": _conv_block_backward,

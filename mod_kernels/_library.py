@@ -152,6 +152,13 @@ OPS: dict[str, OpDefinition] = {
     "tail_": OpDefinition(f"Tensor(a!) x, Tensor scores, Tensor index, {CONV}", "()", _fake_in_place),
     "mod_block": OpDefinition(f"Tensor x, {SELECTOR}, {CONV}", "(Tensor y, Tensor logits)", _fake_mod_block),
     "mod_block_": OpDefinition(f"Tensor(a!) x, {SELECTOR}, {CONV}", "Tensor", _fake_mod_block_),
+    # The ending of the block before, then the block, both into a; returns the logits.
+    "add_relu_mod_block_": OpDefinition(
+        "Tensor(a!) a, Tensor? b, bool relu, Tensor fc1_weight, Tensor fc2_weight, Tensor? fc1_bias, "
+        f"Tensor? fc2_bias, int k, {CONV}",
+        "Tensor",
+        _fake_mod_block_,
+    ),
     # ---- backward (formulas: _autograd.py). What is not needed comes back as a tensor of shape (0,). Gradients of
     # parameters, of pooled and of scores are in the accumulation dtype.
     # z and dz in dy's layout.

@@ -2,8 +2,8 @@
 
 A line is an object with ``record``:
 
-* ``run``: a process began to add to the file: ``machine``, ``command``, ``columns``, and ``sources`` by engine, a
-  digest of what the kernels are made from;
+* ``run``: a process began to add to the file: ``machine``, ``command``, ``columns``, and ``sources``, digests of
+  what the kernels are made from: one of the CUDA engine's, and one of each of Triton's kernels;
 * ``triton``: a variant on an architecture: what it is, and ``values`` in the order of ``columns``. Of its
   constants those that are no sizes: these follow from shape, dtype, layout and ``tuning.py``;
 * ``cuda``: a kernel of the CUDA engine on an architecture.
@@ -11,6 +11,7 @@ A line is an object with ``record``:
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Iterable
@@ -26,27 +27,51 @@ _READERS = ("compile", "estimate", "occupancy", "ptx", "resources", "sass")
 COLUMNS = tuple(one.name for one in fields(Row) if one.name not in (*_OF_VARIANT, "constants", "types"))
 
 
-def sources() -> dict[str, str]:
-    """By engine, what tells rows of these kernels from rows of others: the code, and Triton's version.
+def sources() -> dict[str, str | dict[str, str]]:
+    """By engine, what tells rows of these kernels from rows of others; Triton's by kernel, and with its version.
 
-    Of Triton's the kernels and what reads their binaries; what the rest chooses is in a row's own digest.
+    Of Triton's a kernel's file, those it is put together from and what reads their binaries; what the rest chooses
+    is in a row's own digest.
     """
     import triton
 
+    readers = [_triton_folder() / f"{name}.py" for name in _READERS]
     common = sorted((_PACKAGE.parent / "csrc" / "common").glob("*.h"))
-    folder = _PACKAGE / "backends" / "triton"
-    kernels = [path for path in sorted(folder.glob("*.py")) if "@triton.jit" in path.read_text()]
-    files = {
-        "triton": [*kernels, *(folder / f"{name}.py" for name in _READERS)],
-        "cuda": [*sorted(cuda_resources.SOURCES.glob("*")), *common],
+    of_triton = {
+        kernel: _digest([*files, *readers], triton.__version__) for kernel, files in _files_of_kernels().items()
     }
-    digests = {}
-    for engine, paths in files.items():
-        digest = hashlib.sha256(triton.__version__.encode() if engine == "triton" else b"")
-        for path in paths:
-            digest.update(path.read_bytes())
-        digests[engine] = digest.hexdigest()[:16]
-    return digests
+    return {"triton": of_triton, "cuda": _digest([*sorted(cuda_resources.SOURCES.glob("*")), *common])}
+
+
+def _triton_folder() -> Path:
+    return _PACKAGE / "backends" / "triton"
+
+
+def _digest(files: Iterable[Path], version: str = "") -> str:
+    digest = hashlib.sha256(version.encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _files_of_kernels() -> dict[str, list[Path]]:
+    """Every kernel's file and those that it imports, directly or not, from beside it."""
+    trees = {path: ast.parse(path.read_text()) for path in sorted(_triton_folder().glob("*.py"))}
+
+    def with_imports(path: Path, found: list[Path]) -> list[Path]:
+        if path in trees and path not in found:
+            found.append(path)
+            for node in ast.walk(trees[path]):
+                if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                    with_imports(path.with_name(f"{node.module}.py"), found)
+        return found
+
+    return {
+        node.name: with_imports(path, [])
+        for path, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
+    }
 
 
 @dataclass
@@ -69,7 +94,7 @@ def read(path: Path) -> Kept:
     now, kept = sources(), Kept()
     triton: dict[tuple, Row] = {}
     cuda: dict[str, cuda_resources.Row] = {}
-    of: dict[str, str] | None = None
+    of: dict[str, str | dict[str, str]] | None = None
     for line in path.read_text().splitlines():
         try:
             record = json.loads(line)
@@ -80,7 +105,7 @@ def read(path: Path) -> Kept:
             kind = record.pop("record")
             if kind == "run":
                 of, columns = record["sources"], record["columns"]
-            elif of[kind] != now[kind]:
+            elif _stale(kind, record, of, now):
                 kept.stale += 1
             elif kind == "triton":
                 row = Row(**(record | dict(zip(columns, record.pop("values"), strict=True)) | {"types": {}}))
@@ -94,6 +119,14 @@ def read(path: Path) -> Kept:
         raise ValueError(f"{path} is no file of mod-kernels resources: it says of no run what was compiled")
     kept.triton, kept.cuda = list(triton.values()), list(cuda.values())
     return kept
+
+
+def _stale(kind: str, record: dict, of: dict, now: dict) -> bool:
+    """Whether a row is of other sources than those there are now."""
+    if kind == "cuda":
+        return of["cuda"] != now["cuda"]
+    then, kernel = of["triton"], record["kernel"]
+    return not isinstance(then, dict) or then.get(kernel, "none") != now["triton"].get(kernel)
 
 
 class Writer:

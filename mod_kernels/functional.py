@@ -421,6 +421,41 @@ def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor
     return _written(x)
 
 
+def _add_relu_mod_block_call_(a, b, spec) -> Call:
+    call = _block_call(a, spec, op="add_relu_mod_block_")
+    _checks.residual(a, b)
+    _checks.writable("a", a, call.layout)
+    if _autograd.needed(b):
+        raise RuntimeError("add_relu_mod_block_ has no gradients, and b needs one")
+    return call
+
+
+def add_relu_mod_block_(a: Tensor, b: Tensor | None, relu: bool, spec: MoDSpec) -> Tensor | None:
+    """``mod_block_(relu(a + b))``, both written into a, as one op; None, and nothing written, if no engine has it.
+
+    For :class:`mod_kernels.nn.MoDStage`. An engine that sees both can begin the selector where the ending pools.
+
+    Args:
+        a: (N, C, H, W), dense, which nothing else reads.
+        b: like a, or None for no addition.
+        relu: whether to apply the ReLU.
+        spec: of the block.
+    """
+    if not backends.may_serve("add_relu_mod_block_", a.device.type):
+        return None
+    key = None if is_compiling() else ("add_relu_mod_block_", facts(a), b is None or facts(b), relu, spec.token)
+    op = key and recall(key)
+    if not op or (is_grad_enabled() and _autograd.needed(a, b, *spec.tensors)):
+        engine = backends.offered(_add_relu_mod_block_call_(a, b, spec))
+        if engine is None:
+            return None
+        op, given = engine.ops["add_relu_mod_block_"], b
+        b = _in_layout_of(a, b)
+        remember(key, op, (given,), (b,))
+    op(a, b, relu, *spec.selector_arguments, spec.k, *spec.conv_arguments)
+    return _written(a)
+
+
 def _block_key(op, x, spec, pooled) -> tuple:
     return op, facts(x), getattr(spec, "token", None), pooled is None or facts(pooled)
 

@@ -26,6 +26,7 @@ __all__ = [
     "choose",
     "engines",
     "explain",
+    "may_serve",
     "offered",
     "request",
     "requested",
@@ -102,6 +103,12 @@ def offered(call: Call) -> Engine | None:
         return choose(call)
     engine = _ENGINES.get(_requested)
     return engine if engine is not None and engine.supports(call).ok else None
+
+
+def may_serve(op: str, device: str) -> bool:
+    """Whether one of the engines that would be asked has ``op`` at all: for what is asked at every call."""
+    asked = _AUTO.get(device, ()) if _requested == "auto" else (_ENGINES.get(_requested),)
+    return any(engine is not None and op in engine.ops for engine in asked)
 
 
 def _decide(name: str, call: Call) -> Engine | None:

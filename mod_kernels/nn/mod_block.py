@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _autograd, _checks, _training, functional
+from .. import _autograd, _checks, _training, backends, functional
 from .._layout import OTHER, layout_of
 from .._tracing import exporting
 from ..spec import MoDSpec
@@ -77,12 +77,19 @@ class MoDBlock(nn.Module):
             return functional.fuse_channels_(x, z, scores, index, self.position)
         return functional.fuse_channels(x, z, scores, index, self.position)
 
-    def after_ending(self, out: Tensor, identity: Tensor | None) -> Tensor | None:
-        """``self(relu(out + identity))`` in training, both written into ``out``; None where that can't be.
+    def after_ending(self, out: Tensor, identity: Tensor | None, relu: bool) -> Tensor | None:
+        """``self(relu(out + identity))``, both written into ``out``; None where that can't be.
 
         For :class:`mod_kernels.nn.MoDStage`, which knows that nothing else reads out (and where there may be no
-        identity). One map is kept for the backward where the ending and the block by themselves would keep two.
+        identity, or no ReLU). In inference one op, of an engine that has it. In training, with the ReLU, one map
+        is kept for the backward where the ending and the block by themselves would keep two.
         """
+        if self._fused is not None and backends.may_serve("add_relu_mod_block_", out.device.type):
+            spec = None if _autograd.needed(identity) else self._spec_for(out, None)
+            if spec is not None:
+                return functional.add_relu_mod_block_(out, identity, relu, spec)
+        if not relu:
+            return None
         # Not left to `needed`: going through the parameters costs as much as a whole kernel takes.
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not self._selects_plainly():
             return None

@@ -49,7 +49,7 @@ def _finish(ending: Ending, following: MoDBlock) -> tuple[Tensor, Tensor | None,
     if not fits or layout_of(out) == OTHER or (not relu and _autograd.needed(out, identity)):
         return ending.plainly(), None, False
     # Into out, as torchvision does.
-    y = following.after_ending(out, identity) if relu else None
+    y = following.after_ending(out, identity, relu)
     if y is not None:
         return y, None, True
     return *functional.add_relu_pool_(out, identity, relu), False

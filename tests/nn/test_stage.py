@@ -43,8 +43,8 @@ def handed_over(monkeypatch):
         calls.append(pooled is not None)
         return forward(self, x, pooled)
 
-    def recording_pairs(self, out, identity):
-        y = after_ending(self, out, identity)
+    def recording_pairs(self, *ending):
+        y = after_ending(self, *ending)
         return y if y is None else calls.append("pair") or y
 
     after_ending = mod_block.MoDBlock.after_ending

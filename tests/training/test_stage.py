@@ -78,7 +78,7 @@ def test_second_derivatives_of_the_pair(pairs):
     a, b = (torch.randn(2, 6, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
     def ending_and_block(a, b):
-        return block.after_ending(a * 1, b)
+        return block.after_ending(a * 1, b, True)
 
     with use_backend("cpu"):
         assert torch.autograd.gradcheck(ending_and_block, (a, b))

@@ -29,12 +29,13 @@ _OPS = (
     "tail_",
     "mod_block",
     "mod_block_",
+    "add_relu_mod_block_",
     *_BACKWARD,
 )
 
 # Of these the last program of a sample to arrive goes on, which takes a counter of each sample.
-_COUNTING = ("mod_block", "mod_block_")
-_RANKING = ("select_channels", "select_channels_saving", "mod_block", "mod_block_")
+_COUNTING = ("mod_block", "mod_block_", "add_relu_mod_block_")
+_RANKING = ("select_channels", "select_channels_saving", *_COUNTING)
 
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
@@ -146,7 +147,7 @@ def _call_problem(call: Call) -> str:
         return f"the selector kernel ranks up to {MAX_CHANNELS} channels, got C={call.channels}"
     if call.kind is not None and call.kind not in KINDS:
         return f"there is no Triton kernel for conv blocks of kind {call.kind!r}"
-    if call.op in ("tail_", "mod_block", "mod_block_") and call.k > MAX_TAIL_CHANNELS:
+    if call.op in ("tail_", *_COUNTING) and call.k > MAX_TAIL_CHANNELS:
         return f"the tail kernel convolves up to {MAX_TAIL_CHANNELS} channels, got k={call.k}"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from .variants import (
     fuse_variant,
     gather_variant,
     layers_variant,
+    pair_variants,
     pool_variant,
     rank_variant,
     tail_variants,
@@ -97,6 +99,9 @@ def variants(
             for way in ways:
                 block = replace(selector, copy=copy, pooled=pooled, fused=True, apart=way == "layers")
                 yield from block_variants(block, tail, way).there()
+    if "layers" in ways:  # fed with slots by the ending before it
+        for has_b, relu in itertools.product((False, True), repeat=2):
+            yield from pair_variants(replace(selector, apart=True), tail, has_b, relu)
     for copy in (False, True) if tail_apart else (False,):
         for pooled in (False, True):
             yield pool_variant(replace(selector, pooled=pooled, copy=copy))

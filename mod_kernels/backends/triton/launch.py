@@ -31,6 +31,7 @@ from .plans import (
     TailPlan,
     block_plan,
     map_of,
+    pair_plan,
     sample_stride,
     select_plan,
     tail_plan,
@@ -43,7 +44,7 @@ _INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 @functools.cache
 def kernels() -> dict[str, object]:
     """Every kernel by its name; the first call imports Triton."""
-    from . import add_relu_pool, block, fuse, gather, linear, select, tail
+    from . import add_relu_layer, add_relu_pool, block, fuse, gather, linear, select, tail
     from .fuse_backward import fuse_channels_bwd_kernel
     from .input_gradient import input_gradient_bwd_kernel
     from .select_backward import select_hidden_bwd_kernel, select_weights_bwd_kernel
@@ -55,6 +56,7 @@ def kernels() -> dict[str, object]:
         "layers_fwd_kernel": select.layers_fwd_kernel,
         "rank_fwd_kernel": select.rank_fwd_kernel,
         "add_relu_pool_fwd_kernel": add_relu_pool.add_relu_pool_fwd_kernel,
+        "add_relu_layer_fwd_kernel": add_relu_layer.add_relu_layer_fwd_kernel,
         "tail_fwd_kernel": tail.tail_fwd_kernel,
         "gather_channels_fwd_kernel": gather.gather_channels_fwd_kernel,
         "fuse_channels_fwd_kernel": fuse.fuse_channels_fwd_kernel,
@@ -344,3 +346,29 @@ def mod_block(x, *arguments):
 
 def mod_block_(x, *arguments):
     return _block(x, x, *arguments)
+
+
+def add_relu_mod_block_(
+    a, b, relu, fc1_weight, fc2_weight, fc1_bias, fc2_bias, k, conv_parameters, form, counters
+):
+    """The ending into a, then the block; returns the logits."""
+    selector = (fc1_weight, fc2_weight, fc1_bias, fc2_bias)
+    weights, key = _selector_of(*selector, None, k)
+    _check_size(a)
+    plan = None
+    if a.numel() > 0:
+        b_stride = None if b is None else sample_stride(b)
+        plan = pair_plan(tuning_for(a), map_of(a), key, b_stride, relu, form)
+    if plan is None:
+        pooled = _add_relu_pool(a, b, relu, a)
+        return _block(a, a, *selector, pooled, k, conv_parameters, form, counters)
+    n, channels = a.shape[:2]
+    index = a.new_empty((n, k), dtype=torch.int64)
+    logits = a.new_empty((n, channels), dtype=torch.float32)
+    scratch = a.new_empty((16 * plan.scratch_units,), dtype=torch.float32)
+    with _on_device_of(a):
+        # Pooled values lie where the logits will, as in _block.
+        _launch(plan.ending, a, a if b is None else b, a, logits, weights.fc1, scratch)
+        layers = (weights.fc1, weights.bias1, weights.fc2, weights.bias2)
+        _launch(plan.finish, a, a, logits, *layers, conv_parameters, logits, index, scratch, counters)
+    return logits

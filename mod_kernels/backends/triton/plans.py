@@ -6,6 +6,7 @@ The tuning that was in force is a part of what a plan is remembered by. :mod:`.l
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -112,6 +113,44 @@ def select_plan(tuning: Tuning, x: Map, key: SelectorKey, copy: bool = False) ->
         layers,
         Launch(variants.rank_variant(selector), x.n, (keys_units,)),
         keys_units + _units(keys),
+    )
+
+
+class PairPlan(NamedTuple):
+    """Launches of an ending that does the first layer too, and of the block after it."""
+
+    ending: Launch
+    finish: Launch
+    scratch_units: int
+
+
+@functools.lru_cache(MOST_PLANS)
+def pair_plan(
+    tuning: Tuning, a: Map, key: SelectorKey, b_stride: int | None, relu: bool, form: str
+) -> PairPlan | None:
+    """Where the block would begin with a launch of its own for the first layer; None elsewhere.
+
+    ``b_stride``: None without b.
+    """
+    kind, mid, _, _ = read_form(form)
+    apart = configs.tail_apart(tuning, kind, key.k, mid, a.hw)
+    if apart or configs.shared_out(tuning, a.channels, key.hidden, a.n) != "layers":
+        return None
+    strides = (a.stride, a.stride if b_stride is None else b_stride, a.stride)
+    selector = key.on(tuning, a, apart=True)
+    tail = _tail_of(tuning, a, key.k, form)
+    ending, finish = variants.pair_variants(
+        replace(selector, align=align_of(*strides)), tail, b_stride is not None, relu
+    )
+    shares = selector.pool.shares
+    keys_units = _units(a.n * shares * key.hidden)
+    mid_units = keys_units + _units(2 * a.n * selector.slices * selector.keep)
+    strides_in_units = (stride // align_of(*strides) for stride in strides)
+    scalars = keys_units, mid_units, a.stride // a.align, a.hw_units, a.width
+    return PairPlan(
+        Launch(ending, a.n * shares, (*strides_in_units, a.hw_units)),
+        Launch(finish, a.n * selector.slices, scalars),
+        mid_units + _units(a.n * tail.planes * a.hw),
     )
 
 

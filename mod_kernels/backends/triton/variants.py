@@ -232,6 +232,19 @@ def block_variants(selector: Selector, tail: Tail, shared_out: str) -> BlockVari
     return BlockVariants(pool, whole.pool.shares, linear_variants(selector), finish)
 
 
+class PairVariants(NamedTuple):
+    """The launches of an ending and the block after it, in order."""
+
+    ending: Variant
+    finish: Variant
+
+
+def pair_variants(selector: Selector, tail: Tail, has_b: bool, relu: bool) -> PairVariants:
+    """``selector`` is ``apart`` and not ``fused``: its shares are those that the ending pools."""
+    ending = add_relu_layer_variant(selector, has_b, relu)
+    return PairVariants(ending, _block_variant(selector, tail, "layers"))
+
+
 def _block_variant(selector: Selector, tail: Tail, shared_out: str) -> Variant:
     x, fc1, fc2, bias1, bias2 = selector.types
     pool = selector.pool
@@ -341,15 +354,30 @@ def add_relu_pool_variant(
 ) -> Variant:  # fmt: skip
     """That of add_relu_pool, in place or not."""
     config = configs.pool_config(tuning, x, channels, hw, hw_align, channels_last)
-    pointers = {"a_ptr": x, "b_ptr": x, "y_ptr": x, "pooled_ptr": accumulator(x)}
-    scalars = dict.fromkeys(("stride_an", "stride_bn", "stride_yn"), "i64") | {"hw_units": "i32"}
     constants = {
         "C": channels, "ALIGN": align, "HW_ALIGN": hw_align, "CHUNK_C": config.chunk_channels,
         "BLOCK_HW": config.block_hw, "RUN": config.run, "LANES": config.lanes, "CHANNELS_LAST": channels_last,
         "HAS_B": has_b, "RELU": relu,
     }  # fmt: skip
-    variant = _variant("add_relu_pool_fwd_kernel", pointers, scalars, constants, config.num_warps)
+    pointers = {"a_ptr": x, "b_ptr": x, "y_ptr": x, "pooled_ptr": accumulator(x)}
+    variant = _variant("add_relu_pool_fwd_kernel", pointers, _ENDING_SCALARS, constants, config.num_warps)
     return replace(variant, max_registers=held_registers.of_add_relu_pool(x, hw, channels_last))
+
+
+_ENDING_SCALARS = dict.fromkeys(("stride_an", "stride_bn", "stride_yn"), "i64") | {"hw_units": "i32"}
+
+
+def add_relu_layer_variant(selector: Selector, has_b: bool, relu: bool) -> Variant:
+    """That of an ending that also does the first layer of ``selector``, which is not ``fused``."""
+    x, fc1, *_ = selector.types
+    sizes = (selector.channels, selector.hw, selector.align, selector.hw_align, selector.channels_last)
+    ending = add_relu_pool_variant(selector.tuning, x, *sizes, has_b, relu)
+    constants = dict(ending.constexprs) | {"R": selector.hidden, "BLOCK_R": selector.pool.units(selector.hidden)}
+    pointers = {
+        "a_ptr": x, "b_ptr": x, "y_ptr": x, "pooled_ptr": "fp32", "fc1_weight_ptr": fc1, "slots_ptr": "fp32",
+    }  # fmt: skip
+    variant = _variant("add_relu_layer_fwd_kernel", pointers, _ENDING_SCALARS, constants, ending.num_warps)
+    return replace(variant, max_registers=ending.max_registers)
 
 
 def _variant(kernel: str, pointers: dict, scalars: dict, constants: dict, num_warps: int) -> Variant:

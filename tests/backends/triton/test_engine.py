@@ -1,5 +1,6 @@
 """The engine around the kernels: what it serves and why not, its ops in torch.library, its launch variants."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -70,6 +71,8 @@ CALL = Call("mod_block", "cpu", torch.float16, "nchw", 64, 3, "basic", "first", 
         ({"kind": "conv", "op": "tail_"}, ""),
         ({"kind": "convnext", "op": "mod_block_", "layout": "channels_last"}, ""),
         ({"kind": "attention"}, "kind 'attention'"),
+        ({"op": "add_relu_mod_block_", "dtype": torch.float64}, "float64"),
+        ({"op": "add_relu_mod_block_", "k": 512}, "k=512"),
         ({"op": "add_relu_pool"}, ""),
         ({"op": "add_relu_pool_", "dtype": torch.float64, "layout": "channels_last"}, ""),
         ({"op": "gather_channels", "dtype": torch.float64, "layout": "channels_last"}, ""),
@@ -124,6 +127,9 @@ def raw_calls(device):
     counters = torch.zeros((2,), dtype=torch.int32, device=device)
     yield "mod_block", (x, *selector, *spec.conv_arguments, counters)
     yield "mod_block_", (x, *selector, *spec.conv_arguments, counters)
+    pair = (*spec.selector_arguments, 4, *spec.conv_arguments, counters)
+    yield "add_relu_mod_block_", (x, x.clone(), True, *pair)
+    yield "add_relu_mod_block_", (x, None, False, *pair)
 
 
 def test_opcheck(device):
@@ -192,6 +198,8 @@ def test_variants_are_what_the_launcher_launches(channels_last, shape, dtype, de
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
             for op in ("select_channels", "select_channels_saving"):
                 TRITON.ops[op](x, *spec.selector_arguments, pooled, spec.k)
+        for b, relu in itertools.product((None, x.clone()), (False, True)):
+            TRITON.ops["add_relu_mod_block_"](x, b, relu, *spec.selector_arguments, spec.k, *spec.conv_arguments)
         TRITON.ops["tail_"](x, scores, index, *spec.conv_arguments)
         run_plane_ops(x, z, scores, index)
     assert set(launched) == set(enumeration.variants(shape, dtype, channels_last=channels_last, tuning=tuning))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mod_kernels import _resources_file, cli
 from mod_kernels.backends.triton import compile as ahead_of_time
-from mod_kernels.backends.triton import enumeration, ptx, resources, variants
+from mod_kernels.backends.triton import enumeration, launch, ptx, resources, variants
 from mod_kernels.backends.triton.tuning import DEFAULT
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -223,7 +223,9 @@ def test_a_run_goes_on_where_the_file_ends(run, monkeypatch):
 
 def test_rows_of_other_kernels_do_not_count(run, monkeypatch):
     run(GATHER)
-    monkeypatch.setattr(_resources_file, "sources", lambda: {"triton": "changed", "cuda": "changed"})
+    monkeypatch.setattr(
+        _resources_file, "sources", lambda: {"triton": {GATHER.kernel: "changed"}, "cuda": "changed"}
+    )
     result, _, rows = run(GATHER, arguments=["--resume"])
     assert len(rows) == 2
     assert "ok: 1 variants" in result.stdout
@@ -236,11 +238,20 @@ def test_kernels_are_told_apart_by_their_code_and_by_what_reads_their_binaries(m
     shutil.copytree(_resources_file._PACKAGE, package, ignore=shutil.ignore_patterns("_native", "__pycache__"))
     monkeypatch.setattr(_resources_file, "_PACKAGE", package)
     before = _resources_file.sources()["triton"]
-    for name, same in (("configs", True), ("launch", True), ("select", False), ("sass", False)):
+    assert before.keys() == launch.kernels().keys()
+    of_select = {"pool_fwd_kernel", "layers_fwd_kernel", "rank_fwd_kernel", "block_fwd_kernel"}
+    for name, changed in (
+        ("configs", set()),
+        ("gather", {"gather_channels_fwd_kernel"}),
+        ("select", of_select | {"add_relu_layer_fwd_kernel"}),
+        ("add_relu_pool", {"add_relu_pool_fwd_kernel", "add_relu_layer_fwd_kernel"}),
+        ("sass", set(before)),
+    ):
         path = package / "backends" / "triton" / f"{name}.py"
         text = path.read_text()
         path.write_text(text + "# changed\n")
-        assert (_resources_file.sources()["triton"] == before) == same, name
+        now = _resources_file.sources()["triton"]
+        assert {kernel for kernel in before if now[kernel] != before[kernel]} == changed, name
         path.write_text(text)
 
 
