@@ -15,7 +15,7 @@ from mod_kernels._verify_inputs import Case, Inputs
 from mod_kernels.backends import Engine
 from mod_kernels.backends.cuda import CUDA
 from mod_kernels.backends.triton import TRITON
-from mod_kernels.spec import CONV_KINDS, POSITIONS
+from mod_kernels.spec import CONV_KINDS, POSITIONS, MoDSpec
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # H*W of 49, 35 and 196, several samples: what is out of bounds or races shows here as well as in a large one.
@@ -80,6 +80,7 @@ def run(inputs: Inputs, engine: Engine) -> int:
             functional.mod_block_(inputs.feature_map(), spec)
             calls += 2
             calls += call(engine, "tail_", inputs.feature_map(), scores, index, *spec.conv_arguments)
+            calls += call_pair(inputs, spec, engine)
     return calls + run_backward(inputs, engine)
 
 
@@ -89,6 +90,12 @@ def call(engine: Engine, name: str, *arguments: object) -> int:
         return 0
     engine.ops[name](*arguments)
     return 1
+
+
+def call_pair(inputs: Inputs, spec: MoDSpec, engine: Engine) -> int:
+    """An ending and a block as one op, in place, if the engine has it."""
+    arguments = (*spec.selector_arguments, spec.k, *spec.conv_arguments)
+    return call(engine, "add_relu_mod_block_", inputs.feature_map(), inputs.residual(), True, *arguments)
 
 
 def run_backward(inputs: Inputs, engine: Engine) -> int:
@@ -107,12 +114,12 @@ def run_backward(inputs: Inputs, engine: Engine) -> int:
 
 
 def run_large(inputs: Inputs, engine: Engine) -> int:
-    """The selector and a block."""
+    """The selector and a block, by itself and with its ending."""
     x, spec = inputs.feature_map(), inputs.spec("bottleneck", "first")
     functional.select_channels(x, spec.fc1_weight, spec.fc2_weight, spec.k)
     functional.mod_block(x, spec)
     functional.mod_block_(x, spec)
-    return 3
+    return 3 + call_pair(inputs, spec, engine)
 
 
 if __name__ == "__main__":
