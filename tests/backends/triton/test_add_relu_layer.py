@@ -120,6 +120,21 @@ def test_a_stage_hands_its_endings_over(device, with_tuning):
     assert not launched
 
 
+def test_a_compiled_stage_is_one_graph_with_the_op(device):
+    stage, x, graphs = accelerate(make_stage(device)), feature_map((2, 16, 9, 9), device=device), []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    with use_backend("triton"), torch.inference_mode():
+        assert torch.equal(torch.compile(stage, fullgraph=True, backend=backend)(x), stage(x))
+    (graph,) = graphs
+    assert [str(node.target) for node in graph.graph.nodes].count(
+        "mod_kernels_triton.add_relu_mod_block_.default"
+    ) == 2
+
+
 @pytest.mark.parametrize(
     "b,error,said",
     [
