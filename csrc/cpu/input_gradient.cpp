@@ -66,27 +66,7 @@ inline void pass_run(const T* dy, const T* y, const Accumulate<T>* add, T* dx, i
   }
 }
 
-// For kLanes planes of hw values, one after the other: the plane that each value is of.
-template <class A>
-inline void fill_owners(int64_t hw, IntOf<A>* owners) {
-  for (int64_t i = 0; i < hw * kLanes<A>; ++i) owners[i] = static_cast<IntOf<A>>(i / hw);
-}
-
-// dx = dy + add, masked by y, over kLanes planes: hw vectors, each of which takes its values' addends out of
-// the one vector of them. Where a plane is only some vectors long that saves most of the work between them.
-template <class T, bool kMasked>
-inline void pass_group(const T* dy, const T* y, Vec<Accumulate<T>> add, const IntOf<Accumulate<T>>* owners,
-                       T* dx, int64_t hw) {
-  using A = Accumulate<T>;
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < hw * kLanes<A>; i += kLanes<A>) {
-    Vec<A> v = load(dy + i) + lookup<A>(add, load_vector<Mask<A>>(owners + i));
-    if constexpr (kMasked) v = masked<A>(v, load(y + i));
-    store(dx + i, v);
-  }
-}
-
-// The same over the channels of one pixel, each with its own addend.
+// dx = dy + add, masked by y, over the channels of one pixel, each with its own addend.
 template <class T, bool kMasked>
 inline void pass_pixel(const T* dy, const T* y, const Accumulate<T>* add, T* dx, int64_t channels) {
   using A = Accumulate<T>;
@@ -117,24 +97,20 @@ class Pass {
         // A map of one pixel a channel fits both layouts: its channels lie side by side.
         by_pixels(g.dy.channels_last() || g.dy.hw() == 1),
         threads(threads_for(g.dy.n * g.dy.sample_size())),
-        owner_bytes(!by_pixels && g.dy.hw() <= kShortPlane
-                        ? whole_lines(g.dy.hw() * kLanes<A> * sizeof(IntOf<A>))
-                        : 0),
         add_bytes(whole_lines(g.dy.c * sizeof(A))),
         row_bytes(by_pixels && g.dgathered.data ? whole_lines(2 * g.dy.c * sizeof(A)) : 0),
         head_bytes(linked ? whole_lines(g.dy.c * sizeof(int32_t)) : 0),
         next_bytes(linked ? whole_lines(k * sizeof(int32_t)) : 0) {}
 
-  int64_t scratch_bytes() const { return owner_bytes + threads * thread_bytes(); }
+  int64_t scratch_bytes() const { return threads * thread_bytes(); }
 
   void run(char* scratch) {
-    if (owner_bytes) fill_owners<A>(g.dy.hw(), owners = reinterpret_cast<IntOf<A>*>(scratch));
     // Pixels or planes of a sample.
     const int64_t each = by_pixels ? g.dy.hw() : g.dy.c, count = g.dy.n * each;
     parallel(threads, count, [&](int64_t begin, int64_t end) {
       // A thread has an index only where work was shared out.
       const int64_t thread = threads == 1 || count == 1 ? 0 : thread_index();
-      char* own = scratch + owner_bytes + thread * thread_bytes();
+      char* own = scratch + thread * thread_bytes();
       for (int64_t i = begin; i < end;) {
         const int64_t first = i % each, last = std::min(each, first + end - i);
         const Sample sample = prepared(i / each, own);
@@ -151,9 +127,6 @@ class Pass {
   }
 
  private:
-  // Values of a plane up to which planes go in groups: their owners are to stay in the first-level cache.
-  static constexpr int64_t kShortPlane = 256;
-
   // What a thread knows of the sample it is at. In the thread's own memory, where it stays in the cache: for
   // a whole batch it would be read and written beside the maps.
   struct Sample {
@@ -169,8 +142,7 @@ class Pass {
   const InputGradient<T>& g;
   const int64_t k;
   const bool linked, by_pixels;
-  const int64_t threads, owner_bytes, add_bytes, row_bytes, head_bytes, next_bytes;
-  IntOf<A>* owners = nullptr;  // where planes are short, see fill_owners
+  const int64_t threads, add_bytes, row_bytes, head_bytes, next_bytes;
 
   int64_t thread_bytes() const { return add_bytes + row_bytes + head_bytes + next_bytes; }
 
@@ -218,7 +190,7 @@ class Pass {
     const T *dy = g.dy.sample(n), *y = kMasked ? g.y.sample(n) : nullptr;
     T* dx = g.dx.sample(n);
     const A* a = s.add;
-    for (int64_t c = short_planes<kMasked>(s, begin, end); c < end;) {
+    for (int64_t c = begin; c < end;) {
       const int64_t at = c * hw, first = c;
       if (hw < kLanes<A> || !is_plain(s, c)) {
         plane<kMasked>(s, c++);
@@ -228,31 +200,6 @@ class Pass {
       while (c < end && is_plain(s, c));
       pass_run<T, kMasked>(dy + at, kMasked ? y + at : nullptr, a + first, dx + at, hw, c - first);
     }
-  }
-
-  // Planes from begin on in whole groups; returns where they end. The few that get more than an addend, or
-  // are masked by other values, are passed as if they did not, and then once more as they should be.
-  template <bool kMasked>
-  int64_t short_planes(const Sample& s, int64_t begin, int64_t end) const {
-    if (!owner_bytes) return begin;
-    const int64_t n = s.n, hw = g.dy.hw(), groups = (end - begin) / kLanes<A>;
-    const T *dy = g.dy.sample(n) + begin * hw, *y = kMasked ? g.y.sample(n) + begin * hw : nullptr;
-    T* dx = g.dx.sample(n) + begin * hw;
-    const A* a = s.add + begin;
-    const IntOf<A>* of = owners;
-    for (int64_t i = 0; i < groups * kLanes<A>; i += kLanes<A>) {
-      pass_group<T, kMasked>(dy + i * hw, kMasked ? y + i * hw : nullptr, load(a + i), of, dx + i * hw, hw);
-    }
-    end = begin + groups * kLanes<A>;
-    for (int64_t j = 0; linked && j < k; ++j) {
-      const int64_t c = g.index[n * k + j];
-      if (begin <= c && c < end && s.first_of(c) == j) plane<kMasked>(s, c);
-    }
-    if (g.overwritten.data && g.position != Position::kOriginal) {
-      const int64_t last = std::min(end, range_begin() + g.overwritten.c);
-      for (int64_t c = std::max(begin, range_begin()); c < last; ++c) plane<kMasked>(s, c);
-    }
-    return end;
   }
 
   // One plane, whatever it gets.

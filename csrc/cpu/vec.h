@@ -115,18 +115,6 @@ inline Vec<A> shuffle(Vec<A> a, Vec<A> b) {
 #endif
 }
 
-// Lane l of the result is v[from[l]]; every from[l] is a lane's number.
-template <class A>
-inline Vec<A> lookup(Vec<A> v, Mask<A> from) {
-#if defined(__clang__)
-  Vec<A> found;
-  for (int64_t l = 0; l < kLanes<A>; ++l) found[l] = v[from[l]];
-  return found;
-#else
-  return __builtin_shuffle(v, from);
-#endif
-}
-
 // Lane l of the result is a[l] + a[l ^ S] where bit S of l is clear, and b[l] + b[l ^ S] where it is set: one
 // step of a transposing reduction. Each lane sums the same pairs in the same order, whichever vector it is
 // of, so a sum does not depend on which others are reduced beside it.
