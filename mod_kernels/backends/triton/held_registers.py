@@ -18,7 +18,8 @@ def of_block(
 
     In NCHW short planes: ConvNeXt's (8.0, 10.0, 12.0), and VGG's of 4x4 in half precision (8.0). In channels_last:
     float32 bottlenecks where x is copied but not pooled (8.6, 8.9) or neither (10.0); in half precision planes of
-    7x7 (9.0, and 10.0 where the layers went over the batch); ConvNeXt's short planes (8.0, 8.6).
+    7x7 (9.0, and 10.0 where the layers went over the batch); ConvNeXt's short planes (8.0, 8.6); VGG's of 16x16 in
+    float16 (9.0).
     """
     if channels_last:
         if shared_out == "nothing":
@@ -27,7 +28,7 @@ def of_block(
             return 80
         if x == "bf16" and hw <= 64:
             return 64
-        if kind == "convnext" and hw <= 256:
+        if hw <= 256 and (kind == "convnext" or (kind == "conv" and hw > 196 and x == "fp16")):
             return 64
     elif hw <= 256 if kind == "convnext" else kind == "conv" and hw <= 16 and x != "fp32":
         return 64
