@@ -222,7 +222,7 @@ def fuse_channels_(
     if (op := key and recall(key)) and not _autograd.needed(x, z, scores):
         _checks.apart(x, z)
         op(x, z, scores, index, position)
-        return _written(x)
+        return written(x)
     given = (x, z, scores, index, position)
     z = cast_like(x, z)
     call = _fuse_call_(x, z, scores, index, position)
@@ -241,7 +241,7 @@ def fuse_channels_(
     if grad:
         return _autograd.FuseChannels_.apply(engine.ops, *arguments)
     op(*arguments)
-    return _written(x)
+    return written(x)
 
 
 def _fuse_key(op, x, z, scores, index, position) -> tuple:
@@ -297,7 +297,7 @@ def add_relu_pool(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tupl
     if engine is None:
         return reference.add_relu_pool(a, b, relu)
     dense = _dense(a, call)
-    op, arguments = engine.ops["add_relu_pool"], (dense, _in_layout_of(dense, b), relu)
+    op, arguments = engine.ops["add_relu_pool"], (dense, in_layout_of(dense, b), relu)
     remember(key, op, (a, b, relu), arguments)
     return _autograd.AddReluPool.apply(engine.ops, *arguments) if _autograd.needed(a, b) else op(*arguments)
 
@@ -312,7 +312,7 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
     key = None if is_compiling() else ("add_relu_pool_", facts(a), b is None or facts(b), relu)
     if (op := key and recall(key)) and not _autograd.needed(a, b):
         pooled = op(a, b, relu)
-        return _written(a), pooled
+        return written(a), pooled
     call = _add_relu_pool_call_(a, b, relu)
     if exporting():
         return _portable.add_relu_pool_(a, b, relu)
@@ -323,15 +323,15 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
     engine = choose(call)
     if engine is None:
         return reference.add_relu_pool_(a, b, relu)
-    op, arguments = engine.ops["add_relu_pool_"], (a, _in_layout_of(a, b), relu)
+    op, arguments = engine.ops["add_relu_pool_"], (a, in_layout_of(a, b), relu)
     remember(key, op, (a, b, relu), arguments)
     if grad:
         return _autograd.AddReluPool_.apply(engine.ops, *arguments)
     pooled = op(*arguments)
-    return _written(a), pooled
+    return written(a), pooled
 
 
-def _in_layout_of(a: Tensor, b: Tensor | None) -> Tensor | None:
+def in_layout_of(a: Tensor, b: Tensor | None) -> Tensor | None:
     """b as the kernels read it: in a's layout (it usually is)."""
     if b is None or layout_of(b) == layout_of(a):
         return b
@@ -341,7 +341,7 @@ def _in_layout_of(a: Tensor, b: Tensor | None) -> Tensor | None:
 # ---- the whole block
 
 
-def _block_call(x, spec, pooled=None, op="mod_block") -> Call:
+def block_call(x, spec, pooled=None, op="mod_block") -> Call:
     _checks.block(x, spec, pooled)
     if is_grad_enabled():
         for tensor in (x, pooled, *spec.tensors):
@@ -364,7 +364,7 @@ def _block_call(x, spec, pooled=None, op="mod_block") -> Call:
 
 
 def _block_call_(x, spec, pooled=None) -> Call:
-    call = _block_call(x, spec, pooled, "mod_block_")
+    call = block_call(x, spec, pooled, "mod_block_")
     _checks.writable("x", x, call.layout)
     return call
 
@@ -386,7 +386,7 @@ def mod_block(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor:
     key = None if is_compiling() else _block_key("mod_block", x, spec, pooled)
     if (op := key and recall(key)) and not (is_grad_enabled() and _autograd.needed(x, pooled, *spec.tensors)):
         return op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)[0]
-    call = _block_call(x, spec, pooled)
+    call = block_call(x, spec, pooled)
     if exporting():
         return _portable.mod_block(x, spec, pooled)
     engine = choose(_dense_call(call))
@@ -407,7 +407,7 @@ def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor
     key = None if is_compiling() else _block_key("mod_block_", x, spec, pooled)
     if (op := key and recall(key)) and not (is_grad_enabled() and _autograd.needed(x, pooled, *spec.tensors)):
         op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
-        return _written(x)
+        return written(x)
     call = _block_call_(x, spec, pooled)
     if exporting():
         return _portable.mod_block_(x, spec, pooled)
@@ -418,42 +418,7 @@ def mod_block_(x: Tensor, spec: MoDSpec, pooled: Tensor | None = None) -> Tensor
     pooled = row_major(pooled)
     remember(key, op, (given,), (pooled,))
     op(x, *spec.selector_arguments, pooled, spec.k, *spec.conv_arguments)
-    return _written(x)
-
-
-def _add_relu_mod_block_call_(a, b, spec) -> Call:
-    call = _block_call(a, spec, op="add_relu_mod_block_")
-    _checks.residual(a, b)
-    _checks.writable("a", a, call.layout)
-    if _autograd.needed(b):
-        raise RuntimeError("add_relu_mod_block_ has no gradients, and b needs one")
-    return call
-
-
-def add_relu_mod_block_(a: Tensor, b: Tensor | None, relu: bool, spec: MoDSpec) -> Tensor | None:
-    """``mod_block_(relu(a + b))``, both written into a, as one op; None, and nothing written, if no engine has it.
-
-    For :class:`mod_kernels.nn.MoDStage`. An engine that sees both can begin the selector where the ending pools.
-
-    Args:
-        a: (N, C, H, W), dense, which nothing else reads.
-        b: like a, or None for no addition.
-        relu: whether to apply the ReLU.
-        spec: of the block.
-    """
-    if not backends.may_serve("add_relu_mod_block_", a.device.type):
-        return None
-    key = None if is_compiling() else ("add_relu_mod_block_", facts(a), b is None or facts(b), relu, spec.token)
-    op = key and recall(key)
-    if not op or (is_grad_enabled() and _autograd.needed(a, b, *spec.tensors)):
-        engine = backends.offered(_add_relu_mod_block_call_(a, b, spec))
-        if engine is None:
-            return None
-        op, given = engine.ops["add_relu_mod_block_"], b
-        b = _in_layout_of(a, b)
-        remember(key, op, (given,), (b,))
-    op(a, b, relu, *spec.selector_arguments, spec.k, *spec.conv_arguments)
-    return _written(a)
+    return written(x)
 
 
 def _block_key(op, x, spec, pooled) -> tuple:
@@ -483,7 +448,7 @@ def cast_like(x: Tensor, z: Tensor) -> Tensor:
     return z
 
 
-def _written(x: Tensor) -> Tensor:
+def written(x: Tensor) -> Tensor:
     """Tell autograd of a raw op's write (compiled graphs know from the schema; inference tensors don't count)."""
     if not is_compiling() and not x.is_inference():
         increment_version(x)
@@ -497,7 +462,7 @@ _CALLS = {
     "fuse_channels_": _fuse_call_,
     "add_relu_pool": _add_relu_pool_call,
     "add_relu_pool_": _add_relu_pool_call_,
-    "mod_block": _block_call,
+    "mod_block": block_call,
     "mod_block_": _block_call_,
 }
 

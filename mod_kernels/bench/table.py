@@ -69,7 +69,7 @@ def show_doubts(rows: list[Row], console: Console) -> None:
     said = [f"{_where(row)} {row.provider}, to be doubted: {row.warning}" for row in doubted]
     if len(doubted) > DOUBTS_SHOWN:
         timed = sum(row.median_ms is not None for row in rows)
-        said = [f"{len(doubted)} of {timed} times are to be doubted: the file of --json says which and why"]
+        said = [f"{len(doubted)} of {timed} times are to be doubted: a file of --json says which and why"]
     for line in said:
         console.print(line, markup=False, highlight=False)
 

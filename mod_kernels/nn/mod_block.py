@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _autograd, _checks, _training, backends, functional
+from .. import _add_relu_mod_block, _autograd, _checks, _training, functional
 from .._layout import OTHER, layout_of
 from .._tracing import exporting
 from ..spec import MoDSpec
@@ -84,10 +84,10 @@ class MoDBlock(nn.Module):
         identity, or no ReLU). In inference one op, of an engine that has it. In training, with the ReLU, one map
         is kept for the backward where the ending and the block by themselves would keep two.
         """
-        if self._fused is not None and backends.may_serve("add_relu_mod_block_", out.device.type):
+        if self._fused is not None and _add_relu_mod_block.may_be_served(out.device.type):
             spec = None if _autograd.needed(identity) else self._spec_for(out, None)
             if spec is not None:
-                return functional.add_relu_mod_block_(out, identity, relu, spec)
+                return _add_relu_mod_block.add_relu_mod_block_(out, identity, relu, spec)
         if not relu:
             return None
         # Not left to `needed`: going through the parameters costs as much as a whole kernel takes.

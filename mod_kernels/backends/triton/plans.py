@@ -137,18 +137,16 @@ def pair_plan(
     if apart or configs.shared_out(tuning, a.channels, key.hidden, a.n) != "layers":
         return None
     strides = (a.stride, a.stride if b_stride is None else b_stride, a.stride)
-    selector = key.on(tuning, a, apart=True)
+    align = align_of(*strides)
+    selector = replace(key.on(tuning, a, apart=True), align=align)
     tail = _tail_of(tuning, a, key.k, form)
-    ending, finish = variants.pair_variants(
-        replace(selector, align=align_of(*strides)), tail, b_stride is not None, relu
-    )
+    ending, finish = variants.pair_variants(selector, tail, b_stride is not None, relu)
     shares = selector.pool.shares
     keys_units = _units(a.n * shares * key.hidden)
     mid_units = keys_units + _units(2 * a.n * selector.slices * selector.keep)
-    strides_in_units = (stride // align_of(*strides) for stride in strides)
     scalars = keys_units, mid_units, a.stride // a.align, a.hw_units, a.width
     return PairPlan(
-        Launch(ending, a.n * shares, (*strides_in_units, a.hw_units)),
+        Launch(ending, a.n * shares, (*(stride // align for stride in strides), a.hw_units)),
         Launch(finish, a.n * selector.slices, scalars),
         mid_units + _units(a.n * tail.planes * a.hw),
     )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision.models.resnet import BasicBlock
 
-from mod_kernels import MoDBlock, accelerate, functional, use_backend
+from mod_kernels import MoDBlock, accelerate, use_backend
+from mod_kernels._add_relu_mod_block import add_relu_mod_block_
 from mod_kernels._layout import CHANNELS_LAST
 from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels.backends.triton import TRITON, launch
@@ -148,7 +149,7 @@ def test_refusals_come_before_anything_is_written(b, error, said, device):
     a = feature_map((2, 16, 9, 9), device=device)
     a, before = (a.mT if b is None else a), a.clone()
     with use_backend("triton"), pytest.raises(error, match=said):
-        functional.add_relu_mod_block_(a, b if b is None else b.to(device), True, make_spec(16, 3, device=device))
+        add_relu_mod_block_(a, b if b is None else b.to(device), True, make_spec(16, 3, device=device))
     assert same_bits(a.mT if b is None else a, before)
 
 
