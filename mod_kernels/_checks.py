@@ -202,19 +202,27 @@ def writable(name: str, x: Tensor, layout: str) -> None:
         raise RuntimeError(f"{name} is a leaf that requires grad: it can't be written into")
 
 
-def apart(x: Tensor, z: Tensor) -> None:
-    """x, about to be written, and z must not share memory."""
-    if torch.compiler.is_compiling() or x.numel() == 0:
+def apart(names: str, x: Tensor, z: Tensor | None, alike: bool = False) -> None:
+    """x, about to be written, and z must not share memory; ``names`` are theirs, as in ``"x z"``.
+
+    ``alike``: they may be the very same values, as each is read where it is written.
+    """
+    if z is None or torch.compiler.is_compiling() or x.numel() == 0 or x.is_meta:
         return
     offset = z.data_ptr() - x.data_ptr()
-    if offset < 0:
+    if offset == 0 and alike and z.stride() == x.stride():
         return
-    if x.is_contiguous():
-        extent = x.numel()
-    else:
-        extent = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
-    if offset < extent * x.element_size():
-        raise ValueError("z must not share memory with x, which is written into")
+    if offset < _extent(x) and -offset < _extent(z):
+        written, read = names.split()
+        raise ValueError(f"{read} must not share memory with {written}, which is written into")
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from its first value to behind its last."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return (sum((size - 1) * stride for size, stride in strides) + 1) * tensor.element_size()
 
 
 def _exactly(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

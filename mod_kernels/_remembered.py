@@ -12,7 +12,8 @@ the checks and the choice look at goes straight to the engine's op:
   aliases of its own (``selector_arguments``, ``conv_arguments``) that nobody gives another shape or dtype.
 
 What an equal call may differ in is looked at every time, by the ops themselves: whether gradients are needed,
-and whether a written tensor shares memory with a read one. Values (an index's range) are the engines' to check.
+and whether a map that is written shares memory with one that is read. Values (an index's range) are the engines'
+to check.
 
 No tensor is kept alive. While compiling nothing is looked up or written: a graph is traced once.
 """

@@ -169,7 +169,7 @@ def _fuse_call(x, z, scores, index=None, position="first", op="fuse_channels") -
 def _fuse_call_(x, z, scores, index=None, position="first") -> Call:
     call = _fuse_call(x, z, scores, index, position, "fuse_channels_")
     _checks.writable("x", x, call.layout)
-    _checks.apart(x, z)
+    _checks.apart("x z", x, z)
     return call
 
 
@@ -220,7 +220,7 @@ def fuse_channels_(
     """
     key = None if is_compiling() else _fuse_key("fuse_channels_", x, z, scores, index, position)
     if (op := key and recall(key)) and not _autograd.needed(x, z, scores):
-        _checks.apart(x, z)
+        _checks.apart("x z", x, z)
         op(x, z, scores, index, position)
         return written(x)
     given = (x, z, scores, index, position)
@@ -306,14 +306,17 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
     """:func:`add_relu_pool` written into a; returns ``(a, pooled)``.
 
     Raises:
-        ValueError: besides the above, a is not dense (NCHW or channels_last, whole or batch-sliced).
+        ValueError: besides the above, a is not dense (NCHW or channels_last, whole or batch-sliced), or b shares
+            memory with it other than by being the same map.
         RuntimeError: a is a leaf that requires grad.
     """
     key = None if is_compiling() else ("add_relu_pool_", facts(a), b is None or facts(b), relu)
     if (op := key and recall(key)) and not _autograd.needed(a, b):
+        _checks.apart("a b", a, b, alike=True)
         pooled = op(a, b, relu)
         return written(a), pooled
     call = _add_relu_pool_call_(a, b, relu)
+    _checks.apart("a b", a, b, alike=True)
     if exporting():
         return _portable.add_relu_pool_(a, b, relu)
     grad = _autograd.needed(a, b)

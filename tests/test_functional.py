@@ -204,6 +204,20 @@ def test_in_place_refuses_a_z_that_shares_memory():
         functional.fuse_channels_(x, x[:, 4:6], torch.rand(N, 2))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_in_place_an_addend_is_the_map_itself_or_apart_from_it(backend):
+    """Sample n of one that begins a sample later is sample n + 1 of a, which may have been written by then."""
+    storage = feature_map((N + 1, C, H, W))
+    before = storage.clone()
+    with use_backend(backend):
+        for a, b in ((storage[:-1], storage[1:]), (storage[1:], storage[:-1])):
+            with pytest.raises(ValueError, match="b must not share memory with a"):
+                functional.add_relu_pool_(a, b)
+        assert torch.equal(storage, before)
+        y, _ = functional.add_relu_pool_(storage[1:], storage[1:])
+        assert torch.equal(y, (2 * before[1:]).relu())
+
+
 @pytest.mark.parametrize("op", ["mod_block", "mod_block_"])
 @pytest.mark.parametrize("which", ["x", "spec", "pooled"])
 def test_block_refuses_gradients(op, which):

@@ -98,6 +98,11 @@ def test_shared_memory_is_looked_for_every_time():
     functional.fuse_channels_(x, base[:, 4:6], scores)
     with pytest.raises(ValueError, match="z must not share memory with x"):
         functional.fuse_channels_(x, x[:, 4:6], scores)
+    whole = feature_map((N + 1, C, H, W))
+    for _ in range(2):
+        functional.add_relu_pool_(whole[1:], whole[1:].clone())
+    with pytest.raises(ValueError, match="b must not share memory with a"):
+        functional.add_relu_pool_(whole[1:], whole[:-1])
 
 
 def test_gradients_are_looked_at_every_time():

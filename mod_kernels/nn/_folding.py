@@ -53,7 +53,8 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tens
 def fold_layer_norm(weight: Tensor, bias: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """A 1x1 convolution after ``norm``, weight (O, I, 1, 1) and bias (O,), with the norm's own taken into it."""
     if norm.bias is not None:
-        bias = bias + weight.flatten(1) @ norm.bias.detach().to(weight.dtype)
+        # No matrix product: under autocast, in a compiled graph, that would be rounded.
+        bias = bias + (weight.flatten(1) * norm.bias.detach().to(weight.dtype)).sum(1)
     if norm.weight is not None:
         weight = weight * norm.weight.detach().to(weight.dtype)[:, None, None]
     return weight, bias

@@ -8,6 +8,7 @@ fold of the old one. It serves this package's blocks and foreign ones alike; eac
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -91,12 +92,17 @@ class SpecCache:
         if entry is not None and _holds(entry, block):
             return entry.spec
         self._entry = None
-        # Outside inference mode: an entry made inside it may be used outside.
-        with torch.inference_mode(False), torch.no_grad():
+        # Outside inference mode and autocast: an entry made inside them may be used outside.
+        with torch.inference_mode(False), torch.no_grad(), _no_autocast(block):
             spec = fold(block)
             if spec is not None:
                 self._entry = _entry(block, spec, watched(block))
         return spec
+
+
+def _no_autocast(block: nn.Module) -> AbstractContextManager:
+    device = next((one.device.type for one in block.parameters()), None)
+    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext()
 
 
 def _holds(entry: _Entry, block: nn.Module) -> bool:

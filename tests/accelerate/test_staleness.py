@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize, prune
 
 from mod_kernels import MoDBlock, accelerate
 from mod_kernels._tolerances import VALUES, relative_norm
-from mod_kernels.nn import NarrowBottleneck
+from mod_kernels.nn import NarrowBottleneck, NarrowConvNeXt
 
 from ..blocks import K, feature_map, make_block
 from .support import in_place, ordinary
@@ -251,3 +251,16 @@ def test_half_and_back(ran):
             y = block(x.to(dtype))
             expected = ordinary(copy.deepcopy(block).double(), x.to(dtype).double())
             assert y.dtype == dtype and relative_norm(y, expected) < VALUES[dtype]
+
+
+@pytest.mark.parametrize("conv_block", [NarrowBottleneck(K), NarrowConvNeXt(K, layer_scale=1.0)])
+def test_a_fold_made_under_autocast_is_no_less_exact(conv_block):
+    block, x = make_block(conv_block).eval(), feature_map()
+    for module in block.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.bias)
+    first_under_autocast, other = (accelerate(copy.deepcopy(block)) for _ in range(2))
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            first_under_autocast(x)
+        assert torch.equal(first_under_autocast(x), other(x))

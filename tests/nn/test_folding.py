@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mod_kernels.nn import fold_batch_norm
+from mod_kernels.nn._folding import fold_layer_norm
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -33,3 +34,17 @@ def test_half_is_folded_in_float32(dtype):
     assert weight.dtype == bias.dtype == torch.float32
     scale = (norm.running_var.double() + norm.eps).rsqrt()[:, None, None, None]
     assert torch.allclose(weight.double(), conv.weight.double() * scale, rtol=1e-6)  # not rounded to half
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_layer_norm_s_own_go_into_the_product_behind_it(autocast):
+    """In full precision under autocast too: torch.compile traces the fold wherever the network is called."""
+    norm, conv = nn.LayerNorm(6), nn.Conv2d(6, 9, 1)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        weight, bias = fold_layer_norm(conv.weight.detach(), conv.bias.detach(), norm)
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    bare = nn.functional.layer_norm(x.movedim(1, 3), (6,), eps=norm.eps).movedim(3, 1)
+    expected = conv.double()(norm.double()(x.movedim(1, 3)).movedim(3, 1))
+    assert torch.allclose(torch.conv2d(bare, weight.double(), bias.double()), expected, rtol=1e-5, atol=1e-5)

@@ -133,13 +133,13 @@ def pair_plan(
     ``b_stride``: None without b.
     """
     kind, mid, _, _ = read_form(form)
+    tail = _tail_of(tuning, a, key.k, form)  # what is too large is refused here, before the ending is written
     apart = configs.tail_apart(tuning, kind, key.k, mid, a.hw)
     if apart or configs.shared_out(tuning, a.channels, key.hidden, a.n) != "layers":
         return None
     strides = (a.stride, a.stride if b_stride is None else b_stride, a.stride)
     align = align_of(*strides)
     selector = replace(key.on(tuning, a, apart=True), align=align)
-    tail = _tail_of(tuning, a, key.k, form)
     ending, finish = variants.pair_variants(selector, tail, b_stride is not None, relu)
     shares = selector.pool.shares
     keys_units = _units(a.n * shares * key.hidden)

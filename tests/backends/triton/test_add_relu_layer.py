@@ -6,10 +6,11 @@ import pytest
 import torch
 from torchvision.models.resnet import BasicBlock
 
-from mod_kernels import MoDBlock, accelerate, use_backend
+from mod_kernels import MoDBlock, accelerate, reference, use_backend
 from mod_kernels._add_relu_mod_block import add_relu_mod_block_
 from mod_kernels._layout import CHANNELS_LAST
 from mod_kernels._tolerances import VALUES, relative_norm
+from mod_kernels.backends import _workspace as workspace
 from mod_kernels.backends.triton import TRITON, launch
 from mod_kernels.nn import MoDStage, NarrowBasicBlock
 from mod_kernels.spec import CONV_KINDS
@@ -54,6 +55,43 @@ def test_every_way_of_the_block(way, kind, device, with_tuning):
     with_tuning(**WAYS[way])
     a, b = (feature_map((2, 24, 5, 7), torch.float16, device=device) for _ in range(2))
     check_pair(a, b, True, make_spec(24, 4, kind, torch.float16, device=device))
+
+
+def test_a_hidden_layer_of_several_turns(device, with_tuning):
+    """The loop over the selector's first layer, as at the paper's size."""
+    with_tuning(**WAYS["layers"])
+    a, b = (feature_map((2, 40, 5, 7), device=device) for _ in range(2))
+    check_pair(a, b, True, make_spec(40, 4, hidden=170, device=device))
+
+
+@pytest.mark.parametrize("layouts", [("nchw", "channels_last"), ("channels_last", "nchw")])
+def test_an_addend_of_the_other_layout(layouts, device, with_tuning):
+    with_tuning(**WAYS["layers"])
+    a, b = (feature_map((2, 24, 5, 7), layout=layout, device=device) for layout in layouts)
+    spec, before = make_spec(24, 4, device=device), torch.relu(a + b)
+    with use_backend("triton"):
+        y = add_relu_mod_block_(a, b, True, spec)
+    assert y is a and relative_norm(y, reference.mod_block(before, spec)) <= VALUES[torch.float32]
+
+
+def test_other_sizes_find_what_the_calls_before_left(device, with_tuning):
+    """A batch larger than any before needs more counters; the smaller ones after it find those, at zero."""
+    with_tuning(**WAYS["layers"] | SMALL)
+    workspace.forget()
+    for shape, k in [((1, 24, 5, 7), 4), ((3, 24, 5, 7), 4), ((1, 24, 7, 5), 6), ((2, 24, 9, 5), 6)] * 2:
+        a, b = (feature_map(shape, device=device) for _ in range(2))
+        check_pair(a, b, True, make_spec(24, k, device=device))
+        assert not any(counters.any() for counters in workspace._of_stream.values())
+
+
+def test_what_the_block_can_t_take_is_refused_before_the_ending_is_written():
+    """The tail's maps between its convolutions come to 2^31 values; of meta tensors: nothing may be launched."""
+    spec = make_spec(64, 64, "inverted_residual", torch.float16)
+    a = torch.empty((1, 64, 2400, 2400), dtype=torch.float16, device="meta")
+    block = (*spec.selector_arguments, spec.k, *spec.conv_arguments, None)
+    with launch.recorded() as launched, pytest.raises(ValueError, match="values between the convolutions"):
+        launch.add_relu_mod_block_(a, None, True, *block)
+    assert not launched
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -153,11 +191,13 @@ def test_refusals_come_before_anything_is_written(b, error, said, device):
     assert same_bits(a.mT if b is None else a, before)
 
 
-@pytest.mark.parametrize("who", ["identity", "block", "nobody, in training mode"])
+@pytest.mark.parametrize("who", ["x", "identity", "block", "nobody, in training mode"])
 def test_with_gradients_a_stage_keeps_to_its_parts(who, device, with_tuning):
     with_tuning(**WAYS["layers"])
     stage, x = accelerate(make_stage(device)), feature_map((2, 16, 9, 9), device=device)
-    x.requires_grad_(who == "identity")
+    x.requires_grad_(who == "x")
+    if who == "identity":  # alone: the main branch is frozen
+        stage[0].downsample = torch.nn.Conv2d(16, 16, 1, device=device)
     for parameter in itertools.chain(*(stage[at].parameters() for at in (1, 3))):
         parameter.requires_grad_(who == "block")
     stage.train(who == "nobody, in training mode")

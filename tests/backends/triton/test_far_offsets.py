@@ -199,8 +199,9 @@ def test_block(way, op, sample, k, layout, pooled, last_sample_only, with_tuning
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_samples_far_apart(layout, interpreter):
+def test_samples_far_apart(layout, interpreter, with_tuning):
     """Views whose second sample begins beyond 2^31, of every op, to the bits of dense tensors."""
+    with_tuning(**WAYS["layers"])
     stride, spec = 2**31 + 48, make_spec(12, 5, dtype=DTYPE, hidden=3)
     x, other = (feature_map((2, 12, 5, 7), DTYPE, layout) for _ in range(2))
     z, scores = feature_map((2, 5, 5, 7), DTYPE, layout), torch.rand(2, 5)
@@ -216,6 +217,7 @@ def test_samples_far_apart(layout, interpreter):
         ("tail_", (x,), (scores, index, *spec.conv_arguments)),
         ("mod_block", (x,), (*selector, *spec.conv_arguments)),
         ("mod_block_", (x,), (*selector, *spec.conv_arguments)),
+        ("add_relu_mod_block_", (x, other), (True, *spec.selector_arguments, 5, *spec.conv_arguments)),
     ):
         dense, far = [one.clone() for one in maps], [far_apart(one, stride) for one in maps]
         expected, results = TRITON.ops[op](*dense, *others), TRITON.ops[op](*far, *others)
@@ -245,6 +247,7 @@ def test_samples_of_2_to_the_31_elements_are_refused(channels_last):
         ("tail_", (scores, index, *spec.conv_arguments)),
         ("mod_block", (*selector, *spec.conv_arguments, None)),
         ("mod_block_", (*selector, *spec.conv_arguments, None)),
+        ("add_relu_mod_block_", (None, True, *spec.selector_arguments, 4, *spec.conv_arguments, None)),
     ):
         with pytest.raises(ValueError, match=refusal):
             getattr(launch, op)(x, *arguments)
