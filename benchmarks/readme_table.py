@@ -48,15 +48,17 @@ def filled(readme: str) -> str:
 
 
 def networks(file: Path) -> str:
-    """A line a network: medians in ms, and speed-ups over the dense peer run alike."""
-    results, lines = load(file), []
+    """A table a batch size, in it a line a network: medians in ms, and speed-ups over the dense peer run alike."""
+    results = load(file)
+    lines: dict[int, list[tuple[str, ...]]] = {}
     for cell in by_cell(row for row in results.rows if row.kind == PAPER).values():
         fused, optimized = cell.get("fused"), cell.get(OPTIMIZED)
-        name = next(iter(cell.values())).name
+        first = next(iter(cell.values()))
+        name = first.name
         network = results.networks[name]
         printed = network["paper"]["cpu_speedup"]
         share = fused.share if fused is not None else None
-        lines.append(
+        lines.setdefault(first.batch, []).append(
             (
                 name,
                 f"{network['multiply_adds'] / 1e9:.2f}",
@@ -67,7 +69,8 @@ def networks(file: Path) -> str:
                 "-" if share is None else "{:.2f} ({:.2f} to {:.2f})".format(*share),
             )
         )
-    return _markdown(_OF_NETWORKS, lines)
+    tables = (f"\nN = {batch}:\n\n" + _markdown(_OF_NETWORKS, lines[batch]) for batch in lines)
+    return "".join(tables) + "\n"
 
 
 def blocks(folder: Path) -> str:

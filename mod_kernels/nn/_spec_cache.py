@@ -95,9 +95,21 @@ class SpecCache:
         # Outside inference mode and autocast: an entry made inside them may be used outside.
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(block):
             spec = fold(block)
-            if spec is not None:
+            if spec is not None and _may_be_kept(spec):
                 self._entry = _entry(block, spec, watched(block))
         return spec
+
+
+def _may_be_kept(spec: MoDSpec) -> bool:
+    """Not what a CUDA graph that is being captured makes at each replay. Else, on a GPU, once it is made: the next
+    call may come on another stream.
+    """
+    if not spec.fc1_weight.is_cuda:
+        return True
+    if torch.cuda.is_current_stream_capturing():
+        return False
+    torch.cuda.current_stream(spec.fc1_weight.device).synchronize()
+    return True
 
 
 def _no_autocast(block: nn.Module) -> AbstractContextManager:

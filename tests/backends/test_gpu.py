@@ -1,12 +1,15 @@
 """What only a GPU shows of its engines: graphs, streams, unaligned views, large tensors, repeatability."""
 
+import copy
+
 import pytest
 import torch
 
-from mod_kernels import functional
+from mod_kernels import MoDBlock, accelerate, functional
 from mod_kernels.backends import Call, use_backend
 from mod_kernels.backends.cuda import CUDA
 from mod_kernels.backends.triton import TRITON
+from mod_kernels.nn import NarrowBottleneck
 
 from ..support import feature_map, make_spec
 from .triton.checks import check_block, differing_runs, same_bits
@@ -177,3 +180,15 @@ def test_an_ending_with_its_block_in_a_graph_and_ten_thousand_times(engine):
             assert same_bits(a, pair(*fresh))
         value = feature_map(shape, torch.float16, device="cuda")
         assert differing_runs(lambda: (pair(value.clone(), b),), 10_000) == 0
+
+
+def test_weights_folded_inside_a_capture_are_not_kept(engine):
+    """They are made when the graph is replayed: a call before that must not read them."""
+    block = accelerate(MoDBlock(256, NarrowBottleneck(4), 4)).cuda().eval()
+    x = feature_map((2, 256, 56, 56), device="cuda")
+    with torch.no_grad(), use_backend(engine.name):
+        expected = copy.deepcopy(block)(x)  # its kernels are compiled, block's weights are not folded
+        torch.cuda.synchronize()
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            block(x)
+        assert same_bits(block(x), expected)
