@@ -55,6 +55,8 @@ def selector(
     if fc1_weight.ndim != 2 or fc1_weight.shape[1] != channels:
         raise ValueError(f"fc1_weight must be (R, C) with C={channels}, got shape {_shape(fc1_weight)}")
     rows = fc1_weight.shape[0]
+    if rows == 0:
+        raise ValueError("fc1_weight must be (R, C) with R >= 1, got R=0")
     _exactly("fc2_weight", fc2_weight, (channels, rows))
     if fc1_bias is not None:
         _exactly("fc1_bias", fc1_bias, (rows,))
@@ -198,8 +200,12 @@ def writable(name: str, x: Tensor, layout: str) -> None:
             f"{name} must be dense to be written into (contiguous or channels_last, whole or batch-sliced), "
             f"got shape {_shape(x)} with strides {tuple(x.stride())}"
         )
-    if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
-        raise RuntimeError(f"{name} is a leaf that requires grad: it can't be written into")
+    if x.requires_grad and torch.is_grad_enabled():
+        # A graph that is compiled has its in-place writes taken out, and views of leaves with them.
+        base = x._base if not torch.compiler.is_compiling() and x._is_view() else None
+        if x.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
+            what = "a leaf" if x.is_leaf else "a view of a leaf"
+            raise RuntimeError(f"{name} is {what} that requires grad: it can't be written into")
 
 
 def apart(names: str, x: Tensor, z: Tensor | None, alike: bool = False) -> None:

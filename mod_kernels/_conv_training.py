@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.graph import increment_version
 
-from . import _autograd
+from . import _autocast, _autograd
 from ._layout import NCHW, layout_of
 from ._tracing import exporting
 from .backends import Call, Engine, offered
@@ -44,7 +44,7 @@ def serving(x: Tensor) -> Engine | None:
         or type(x) is not Tensor
         or x.ndim != 4
         or x.numel() == 0
-        or torch.is_autocast_enabled(x.device.type)
+        or _autocast.is_on(x.device.type)
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     ):
@@ -83,6 +83,9 @@ class TrainedConvBlock(Function):
         needed = list(ctx.needs_input_grad[4:])
         if torch.is_grad_enabled():  # the gradient is itself to be differentiated, which no raw op can be
             return (None,) * 4 + _composed(ctx, dz, x, statistics, flat, needed)
+        if _is_batched(dz):
+            with torch.enable_grad():
+                return (None,) * 4 + _composed(ctx, dz, x, statistics, flat, needed)
         parameters = _by_kind(flat, ctx.layers)
         every = needed + [False] * (1 + 3 * ctx.layers - len(needed))
         dx, dflat = ctx.ops["conv_block_backward"](
@@ -97,6 +100,13 @@ class TrainedConvBlock(Function):
         )
         found = zip((dx, *dflat), needed, strict=False)
         return (None,) * 4 + tuple(one if is_needed else None for one, is_needed in found)
+
+
+def _is_batched(dz: Tensor) -> bool:
+    """Whether it is many at once, as torch.autograd.grad(is_grads_batched=True) gives; an op with lists of tensors
+    has no batching rule.
+    """
+    return torch._C._functorch.is_legacy_batchedtensor(dz) or torch._C._functorch.is_batchedtensor(dz)
 
 
 def _by_kind(flat, layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

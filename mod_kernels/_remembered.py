@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import backends
 
@@ -43,6 +44,8 @@ def facts(tensor: Tensor) -> tuple | type:
 
 def recall(key: tuple) -> Callable | None:
     """The op that served a call with this key and takes its arguments as they are; None if there was none."""
+    if forward_ad._current_level >= 0:  # an engine's op would drop the tangents
+        return None
     try:
         return _passed.get((backends.requested(), key))
     except TypeError:  # symbolic sizes, and arguments that are no good: neither can be hashed

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, is_grad_enabled
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
-from . import _autograd, _checks, _portable, backends, reference
+from . import _autocast, _autograd, _checks, _portable, backends, reference
 from ._layout import NCHW, OTHER, layout_of, memory_format_of
 from ._remembered import facts, recall, remember
 from ._tracing import exporting
@@ -57,8 +56,8 @@ def select_call(x, fc1_weight, fc2_weight, k, fc1_bias=None, fc2_bias=None, pool
     _checks.like(x, "fc2_bias", fc2_bias)
     if pooled is not None:
         _checks.pooled_vector(x, pooled)
-    layout = layout_of(x) if pooled is None else NCHW  # with pooled given x is not read
-    return Call("select_channels", x.device.type, x.dtype, layout, channels, k, weight_dtype=fc1_weight.dtype)
+    layout, weight_dtype = layout_of(x), fc1_weight.dtype
+    return Call("select_channels", x.device.type, x.dtype, layout, channels, k, weight_dtype=weight_dtype)
 
 
 def select_channels(
@@ -320,7 +319,8 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
     if exporting():
         return _portable.add_relu_pool_(a, b, relu)
     grad = _autograd.needed(a, b)
-    if grad and is_compiling():  # as in fuse_channels_
+    # While compiling as in fuse_channels_. A view: autograd takes no node that writes it and returns more.
+    if grad and (is_compiling() or a._is_view()):
         y, pooled = add_relu_pool(a, b, relu)
         return a.copy_(y), pooled
     engine = choose(call)
@@ -446,7 +446,7 @@ def row_major(tensor: Tensor | None) -> Tensor | None:
 
 def cast_like(x: Tensor, z: Tensor) -> Tensor:
     """Under autocast the conv block's output may be narrower than x: z follows x."""
-    if torch.is_autocast_enabled(x.device.type) and z.dtype != x.dtype:
+    if _autocast.is_on(x.device.type) and z.dtype != x.dtype:
         return z.to(x.dtype)
     return z
 

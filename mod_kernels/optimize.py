@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from . import _checks
+from . import _autocast, _checks
 from ._compiled import compiled, plain_stages
 from ._fold_norms import fold_norms
 from ._tolerances import NETWORKS, relative_norm
@@ -254,4 +254,4 @@ def _facts(arguments: Arguments) -> list[tuple]:
 
 
 def _under_autocast(arguments: Arguments) -> bool:
-    return any(torch.is_autocast_enabled(one.device.type) for one in arguments)
+    return any(_autocast.is_on(one.device.type) for one in arguments)

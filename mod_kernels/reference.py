@@ -12,12 +12,11 @@ Source: arXiv 2409.17016, section 3; DESIGN section 2 for what the paper leaves 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _autocast
 from ._layout import memory_format_of
 from ._library import accumulation_dtype
 from .spec import CONV_KINDS, LAYER_NORM_EPS, MoDSpec
@@ -33,7 +32,7 @@ def selector_logits(
 ) -> Tensor:
     """``relu(pooled @ fc1_weight.T + b1) @ fc2_weight.T + b2`` with ``pooled = x.mean((2, 3))``: (N, C)."""
     dtype = accumulation_dtype(x.dtype)
-    with _outside_autocast(x.device.type):
+    with _autocast.outside(x.device.type):
         if pooled is None:
             pooled = x.mean((2, 3), dtype=dtype)
         hidden = F.relu(F.linear(pooled.to(dtype), fc1_weight.to(dtype), _cast(fc1_bias, dtype)))
@@ -119,18 +118,13 @@ def narrow_conv_block(x: Tensor, spec: MoDSpec) -> Tensor:
     """
     dtype = accumulation_dtype(x.dtype)
     following = (*CONV_KINDS[spec.kind].between, "relu" if spec.final_relu else "nothing")
-    with _outside_autocast(x.device.type):
+    with _autocast.outside(x.device.type):
         z = x.to(dtype)
         for weight, bias, then in zip(spec.conv_weights, spec.conv_biases, following, strict=True):
             groups = z.shape[1] // weight.shape[1]
             z = F.conv2d(z, weight.to(dtype), bias.to(dtype), padding=weight.shape[-1] // 2, groups=groups)
             z = _BETWEEN[then](z)
     return z
-
-
-def _outside_autocast(device: str) -> AbstractContextManager:
-    """Ends autocast where there is one; nothing elsewhere, as torch.export would keep it in its graph."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _layer_norm(z: Tensor) -> Tensor:

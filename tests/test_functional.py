@@ -60,6 +60,7 @@ BAD = [
     (SELECT, "k", 2.0, TypeError, "k must be an int, got float"),
     (SELECT, "k", True, TypeError, "k must be an int, got bool"),
     (SELECT, "fc1_weight", torch.randn(R, 15), ValueError, "fc1_weight must be (R, C) with C=16, got shape (6, 15)"),
+    (SELECT, "fc1_weight", torch.randn(0, C), ValueError, "fc1_weight must be (R, C) with R >= 1, got R=0"),
     (SELECT, "fc1_weight", None, TypeError, "fc1_weight must be a tensor, got NoneType"),
     (SELECT, "fc2_weight", torch.randn(R, C), ValueError, "fc2_weight must have shape (16, 6), got (6, 16)"),
     (SELECT, "fc1_bias", torch.randn(R, 1), ValueError, "fc1_bias must have shape (6,), got (6, 1)"),
@@ -235,6 +236,11 @@ def test_odd_layouts_are_copied_out_of_place_and_explained():
     x, spec = feature_map((N, C, H, W)), make_spec(C, K)
     odd = torch.zeros(N, C, H, 2 * W)[..., ::2].copy_(x)
     assert torch.equal(functional.mod_block(odd, spec), functional.mod_block(x, spec))
+    selected = [
+        functional.select_channels(one, spec.fc1_weight, spec.fc2_weight, spec.k, pooled=x.mean((2, 3)))
+        for one in (odd, x)
+    ]
+    assert all(map(torch.equal, *selected))
     assert "its layout is neither" in explain("mod_block", odd, spec).copies
     for layout in LAYOUTS:
         assert explain("mod_block", feature_map((N, C, H, W), layout=layout), spec).copies == ""

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from mod_kernels import functional, reference, use_backend
-from mod_kernels._tolerances import VALUES
+from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels.backends.native import CPU
 
 from .support import feature_map, make_spec, relative_error, selector_of
@@ -161,6 +161,50 @@ def test_in_place_training_in_eager(oracle_engine, write):
     expected = torch.autograd.grad((run(False) * weights).sum(), inputs)
     for g, e in zip(got, expected, strict=True):
         assert torch.equal(g, e)
+
+
+def test_in_place_on_a_view(oracle_engine):
+    """A batch-sliced map: what the op writes is the base's, and so is its gradient."""
+    a, b = leaf(3, 5, 3, 2), leaf(2, 5, 3, 2)
+    weights = torch.randn(3, 5, 3, 2, dtype=torch.float64)
+
+    def run(write):
+        base = a * 1.5
+        written = write(base[1:])
+        assert written.data_ptr() == base[1:].data_ptr()
+        return torch.autograd.grad((base * weights).sum(), [a, b])
+
+    got = run(lambda x: functional.add_relu_pool_(x, b)[0])
+    expected = run(lambda x: x.add_(b).relu_())
+    assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("write", ["fuse_channels_", "add_relu_pool_"])
+def test_a_view_of_a_leaf_is_refused_before_it_is_written(write):
+    a, z, scores = torch.zeros(3, 5, 3, 2, requires_grad=True), torch.ones(2, 2, 3, 2), torch.ones(2, 2)
+    arguments = {"fuse_channels_": (z, scores), "add_relu_pool_": (torch.ones(2, 5, 3, 2),)}
+    with pytest.raises(RuntimeError, match="is a view of a leaf that requires grad"):
+        getattr(functional, write)(a[1:], *arguments[write])
+    assert (a == 0).all()
+
+
+def test_forward_mode_has_its_tangents():
+    """By the reference, also where a call like it was served by an engine before; by name it is refused."""
+    x, index = torch.randn(2, 8, 4, 4, dtype=torch.float64), torch.tensor([[1, 0], [3, 7]])
+    spec = make_spec(8, 2, dtype=torch.float64)
+    run = {
+        "gather_channels": lambda x: functional.gather_channels(x, index),
+        "add_relu_pool": lambda x: functional.add_relu_pool(x)[1],
+        "mod_block": lambda x: functional.mod_block(x, spec),
+    }
+    for call in run.values():
+        expected, step = call(x), 1e-6
+        y, tangent = torch.func.jvp(call, (x,), (torch.ones_like(x),))
+        slope = (call(x + step) - call(x - step)) / (2 * step)
+        assert relative_norm(y, expected) < 1e-12 and relative_norm(tangent, slope) < 1e-6
+        if CPU.library is not None:
+            with use_backend("cpu"), pytest.raises(RuntimeError, match="has no forward-mode derivatives"):
+                torch.func.jvp(call, (x,), (torch.ones_like(x),))
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -72,7 +72,7 @@ struct Architecture {
   int capability = 80;  // 10 * major + minor
   int multiprocessors = 108;
   int shared_bytes = 99 * 1024;  // a block may ask for, at most
-  int max_cluster = 1;           // 8 from sm_90 on, 16 where the device allows it
+  int max_cluster = 1;           // from sm_90 on: 8, 16 where the device allows it, fewer on a part of one
   BlockTuning tuning;
 
   bool has_clusters() const { return capability >= 90; }

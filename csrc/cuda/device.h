@@ -136,18 +136,22 @@ __device__ __forceinline__ int add_acquire_release(int* counter, int value) {
   return before;
 }
 
+// Several values at once, whatever their type is.
+using EightBytes = uint64_t __attribute__((may_alias));
+using SixteenBytes = unsigned __int128 __attribute__((may_alias));
+
 // Loads and stores are of one number: for a struct's members the compiler makes some of their own, which it
 // does not always join. Not through the path for memory that nobody writes (__ldg): in place, x is written
 // later in the same launch.
 __device__ __forceinline__ uint4 load_16_bytes(const void* from) {
-  const unsigned __int128 bits = *static_cast<const unsigned __int128*>(from);
+  const unsigned __int128 bits = *static_cast<const SixteenBytes*>(from);
   const uint64_t low = static_cast<uint64_t>(bits), high = static_cast<uint64_t>(bits >> 64);
   return {static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
           static_cast<uint32_t>(high >> 32)};
 }
 __device__ __forceinline__ void store_16_bytes(void* to, uint4 value) {
   const uint64_t low = value.x | uint64_t{value.y} << 32, high = value.z | uint64_t{value.w} << 32;
-  *static_cast<unsigned __int128*>(to) = low | static_cast<unsigned __int128>(high) << 64;
+  *static_cast<SixteenBytes*>(to) = low | static_cast<unsigned __int128>(high) << 64;
 }
 
 }  // namespace mod_kernels

@@ -67,8 +67,8 @@ cudaError_t launch_all(const BlockPlan& plan, void* workspace, cudaStream_t stre
   return cudaSuccess;
 }
 
-// 16 where so many blocks of this kernel find room beside each other, else 8, which every device with
-// clusters has.
+// How many blocks of this kernel find room beside each other, to 16; 8 where that can't be asked. A device, or a
+// part of one, of few multiprocessors has fewer than the 8 that a program may count on elsewhere.
 int largest_cluster(int shared_bytes) {
   const auto kernel = mod_block_kernel<float, true>;
   cudaLaunchConfig_t config{};
@@ -82,13 +82,15 @@ int largest_cluster(int shared_bytes) {
       cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
       cudaOccupancyMaxPotentialClusterSize(&most, kernel, &config) == cudaSuccess;
   if (!known) cudaGetLastError();  // it must not be found by whoever looks next
-  return known && most >= 2 * kPortableCluster ? 2 * kPortableCluster : kPortableCluster;
+  return known ? planning::power_of_two(most, 1, 2 * kPortableCluster) : kPortableCluster;
 }
 
 Architecture ask(int ordinal) {
   const auto number = [&](cudaDeviceAttr attribute) {
     int value = 0;
-    return cudaDeviceGetAttribute(&value, attribute, ordinal) == cudaSuccess ? value : 0;
+    if (cudaDeviceGetAttribute(&value, attribute, ordinal) == cudaSuccess) return value;
+    cudaGetLastError();
+    return 0;
   };
   Architecture device;
   device.capability =
@@ -121,7 +123,9 @@ const char* launch_block(const BlockPlan& plan, void* workspace, void* stream) {
   const cudaError_t error = plan.dtype == DType::kHalf       ? launch_all<Half>(plan, workspace, on)
                             : plan.dtype == DType::kBFloat16 ? launch_all<BFloat16>(plan, workspace, on)
                                                              : launch_all<float>(plan, workspace, on);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // it is said here, and must not be found by whoever looks next
+  return cudaGetErrorString(error);
 }
 
 }  // namespace mod_kernels

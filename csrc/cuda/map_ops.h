@@ -52,11 +52,11 @@ const char* fuse_channels(FuseChannels p, Layout layout, const Run& run) {
 }
 
 template <class T, class Run>
-const char* add_relu_pool(AddReluPool p, Layout layout, bool has_clusters, const Run& run) {
+const char* add_relu_pool(AddReluPool p, Layout layout, int max_cluster, const Run& run) {
   if (empty(p.shape)) return nullptr;
   if (const char* why = refused(p.shape)) return why;
   if (layout == Layout::kChannelsLast) {
-    const MapLaunch launch = pool_columns_launch(p, kLanes<T>, has_clusters);
+    const MapLaunch launch = pool_columns_launch(p, kLanes<T>, max_cluster);
     return run(launch, add_relu_pool_columns_kernel<T>, p);
   }
   const MapLaunch launch = pool_planes_launch(p, p.shape.pixels < kLanes<T> ? 1 : kLanes<T>);

@@ -35,7 +35,7 @@ __device__ __forceinline__ Piece<T, V> load_piece(const T* from) {
     const uint4 bits = load_16_bytes(from);
     __builtin_memcpy(&piece, &bits, 16);
   } else if constexpr (V * sizeof(T) == 8) {
-    const uint64_t bits = *reinterpret_cast<const uint64_t*>(from);
+    const uint64_t bits = *reinterpret_cast<const EightBytes*>(from);
     __builtin_memcpy(&piece, &bits, 8);
   } else {
     static_assert(V == 1);
@@ -59,7 +59,7 @@ __device__ __forceinline__ void store_piece(T* to, const Piece<T, V>& piece) {
   if constexpr (V * sizeof(T) == 16) {
     store_16_bytes(to, uint4{word_of(piece, 0), word_of(piece, 1), word_of(piece, 2), word_of(piece, 3)});
   } else if constexpr (V * sizeof(T) == 8) {
-    *reinterpret_cast<uint64_t*>(to) = word_of(piece, 0) | uint64_t{word_of(piece, 1)} << 32;
+    *reinterpret_cast<EightBytes*>(to) = word_of(piece, 0) | uint64_t{word_of(piece, 1)} << 32;
   } else {
     static_assert(V == 1);
     *to = piece.values[0];

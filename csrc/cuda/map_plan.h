@@ -115,13 +115,14 @@ inline MapLaunch pool_planes_launch(AddReluPool& p, int width) {
 
 // A sample's pixels all meet in one sum, so blocks are made by narrow chunks of channels and, where there are
 // clusters, by sharing the pixels out in one: 64 bytes, and as many blocks as give a thread kPixelsAThread,
-// to the 8 that every device with clusters allows. Without clusters chunks of 32 bytes, the smallest that
-// memory moves.
-inline MapLaunch pool_columns_launch(AddReluPool& p, int width, bool has_clusters) {
+// to 8 (where the device has so many beside each other). Without clusters chunks of 32 bytes, the smallest
+// that memory moves.
+inline MapLaunch pool_columns_launch(AddReluPool& p, int width, int max_cluster) {
+  const bool has_clusters = max_cluster > 1;
   p.grid.lanes = power_of_two_above(divided_up(p.shape.channels, width), has_clusters ? 4 : 2);
   const int rows = kMapThreads / p.grid.lanes;
   p.grid.parts =
-      has_clusters ? std::min(8, power_of_two_below(p.shape.pixels / (int64_t{rows} * kPixelsAThread))) : 1;
+      std::min({8, max_cluster, power_of_two_below(p.shape.pixels / (int64_t{rows} * kPixelsAThread))});
   p.grid.chunks = static_cast<int>(divided_up(p.shape.channels, int64_t{p.grid.lanes} * width));
   const int64_t rows_of_sums = kMapThreads / 32 + 1, floats = rows_of_sums * p.grid.lanes * width;
   const int64_t blocks = p.shape.samples * p.grid.chunks * p.grid.parts;

@@ -27,7 +27,9 @@ struct OnStream {
     config.attrs = &cluster;
     config.numAttrs = launch.cluster > 1 ? 1 : 0;
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, parameters);
-    return error == cudaSuccess ? nullptr : cudaGetErrorName(error);
+    if (error == cudaSuccess) return nullptr;
+    cudaGetLastError();  // it is said here, and must not be found by whoever looks next
+    return cudaGetErrorName(error);
   }
 };
 
@@ -58,10 +60,10 @@ const char* launch_fuse_channels(const FuseChannels& parameters, DType dtype, La
   return for_dtype(dtype, [&]<class T>() { return fuse_channels<T>(parameters, layout, OnStream{stream}); });
 }
 
-const char* launch_add_relu_pool(const AddReluPool& parameters, DType dtype, Layout layout, bool has_clusters,
+const char* launch_add_relu_pool(const AddReluPool& parameters, DType dtype, Layout layout, int max_cluster,
                                  void* stream) {
   return for_dtype(
-      dtype, [&]<class T>() { return add_relu_pool<T>(parameters, layout, has_clusters, OnStream{stream}); });
+      dtype, [&]<class T>() { return add_relu_pool<T>(parameters, layout, max_cluster, OnStream{stream}); });
 }
 
 const char* launch_input_gradient(const InputGradient& parameters, DType dtype, Layout layout, void* stream) {

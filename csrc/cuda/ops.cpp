@@ -112,8 +112,8 @@ Tensor pool_into(const FeatureMap<T>& y, const Tensor& a, const OptionalTensor& 
   p.pooled = static_cast<float*>(pooled.mutable_data_ptr());
   p.shape = shape_of(first);
   p.relu = relu;
-  const bool has_clusters = current_architecture().has_clusters();
-  check_launch(launch_add_relu_pool(p, dtype_of(a), first.layout, has_clusters, device.stream()));
+  const int max_cluster = current_architecture().max_cluster;
+  check_launch(launch_add_relu_pool(p, dtype_of(a), first.layout, max_cluster, device.stream()));
   return pooled;
 }
 

@@ -134,7 +134,7 @@ inline BlockPlan plan_block(const BlockCall& call, const Architecture& device) {
   const bool lone = int64_t{p.n} * blocks <= device.multiprocessors;
   const int slice = divide_up(p.c, clusters ? cluster : 1);
   p.shared = lay_out(p, value_bytes, clusters, slice,
-                     lone ? device.tuning.lone_ring_bytes : device.tuning.ring_bytes);
+                     lone ? device.tuning.lone_ring_bytes : device.tuning.ring_bytes, device.shared_bytes);
   if (p.shared.bytes > device.shared_bytes) {
     plan.refused = "the selector has too many hidden units for a block's shared memory";
     return plan;

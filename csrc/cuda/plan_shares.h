@@ -117,8 +117,10 @@ inline int choose_cluster(const BlockParameters& p, int value_bytes, const Archi
   return blocks;
 }
 
-// Shared memory of a block, with `slice` of the logits, and room for `ring` bytes of stages.
-inline SharedLayout lay_out(BlockParameters& p, int value_bytes, bool clusters, int slice, int ring) {
+// Shared memory of a block, with `slice` of the logits, and room for `ring` bytes of stages: fewer where the
+// rest leaves less of the `most` that a block may have.
+inline SharedLayout lay_out(BlockParameters& p, int value_bytes, bool clusters, int slice, int ring,
+                            int most) {
   SharedLayout at;
   const auto take = [&](int64_t bytes) {
     const int begin = at.bytes;
@@ -142,7 +144,8 @@ inline SharedLayout lay_out(BlockParameters& p, int value_bytes, bool clusters, 
     p.stage_rows = static_cast<int>(std::min<int64_t>(p.stage_rows, share));
     const int64_t stage = int64_t{p.stage_rows} * p.h * p.w * value_bytes;
     const int64_t stages =
-        std::min(divide_up<int64_t>(share, p.stage_rows), std::max<int64_t>(1, ring / stage));
+        std::min(divide_up<int64_t>(share, p.stage_rows),
+                 std::max<int64_t>(1, std::min(ring, most - at.bytes) / stage));
     p.stages = clusters ? static_cast<int>(std::min<int64_t>(stages, kMaxStages)) : 1;
     reading = p.stages * stage;
   }

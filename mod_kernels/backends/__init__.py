@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 
 from ._engine import Call, Engine, Support
 from .cuda import CUDA
@@ -79,7 +80,7 @@ def requested() -> str:
 
 
 def choose(call: Call) -> Engine | None:
-    """The engine that serves ``call``, or None for the reference.
+    """The engine that serves ``call``, or None for the reference, as always in forward-mode differentiation.
 
     Raises:
         RuntimeError: a backend was asked for by name and can't serve; says why.
@@ -87,6 +88,10 @@ def choose(call: Call) -> Engine | None:
     """
     if torch.compiler.is_compiling():  # traced once: nothing to remember, and no global to write to
         return _decide(_requested, call)
+    if forward_ad._current_level >= 0:
+        if _requested not in ("auto", "reference"):
+            raise RuntimeError(f"backend {_requested!r} was asked for, and has no forward-mode derivatives")
+        return None
     key = (_requested, call)
     try:
         return _choices[key]

@@ -22,10 +22,12 @@ def run(layers: Layers, x: Tensor, final_relu: bool) -> Tensor | None:
     engine = serving(x) if torch.is_grad_enabled() else None
     if engine is None or _has_any_global_hook():
         return None
+    if not all(_is_plain(conv, norm) for conv, norm in layers):
+        return None
     first, channels, (n, _, h, w) = layers[0][1], x.shape[1], x.shape
     settings = _settings(first)
     for conv, norm in layers:
-        if not _is_plain(conv, norm) or conv.in_channels != channels or _settings(norm) != settings:
+        if conv.in_channels != channels or _settings(norm) != settings:
             return None
         channels = conv.out_channels
         if conv.kernel_size == (3, 3) and max(conv.in_channels, channels) > _MOST_CHANNELS_3X3:
@@ -54,6 +56,7 @@ def _is_plain(conv: nn.Module, norm: nn.Module) -> bool:
         and conv.groups == 1
         and conv.padding_mode == "zeros"
         and norm.num_features == conv.out_channels
+        and (norm._parameters.get("weight") is None) == (norm._parameters.get("bias") is None)
         and is_untouched(conv)
         and is_untouched(norm)
     )

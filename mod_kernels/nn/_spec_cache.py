@@ -8,13 +8,13 @@ fold of the old one. It serves this package's blocks and foreign ones alike; eac
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from .. import _autocast
 from ..spec import MoDSpec
 
 
@@ -93,7 +93,8 @@ class SpecCache:
             return entry.spec
         self._entry = None
         # Outside inference mode and autocast: an entry made inside them may be used outside.
-        with torch.inference_mode(False), torch.no_grad(), _no_autocast(block):
+        device = next((one.device.type for one in block.parameters()), "cpu")
+        with torch.inference_mode(False), torch.no_grad(), _autocast.outside(device):
             spec = fold(block)
             if spec is not None and _may_be_kept(spec):
                 self._entry = _entry(block, spec, watched(block))
@@ -110,11 +111,6 @@ def _may_be_kept(spec: MoDSpec) -> bool:
         return False
     torch.cuda.current_stream(spec.fc1_weight.device).synchronize()
     return True
-
-
-def _no_autocast(block: nn.Module) -> AbstractContextManager:
-    device = next((one.device.type for one in block.parameters()), None)
-    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda") else nullcontext()
 
 
 def _holds(entry: _Entry, block: nn.Module) -> bool:

@@ -93,7 +93,7 @@ class MoDBlock(nn.Module):
         # Not left to `needed`: going through the parameters costs as much as a whole kernel takes.
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not self._selects_plainly():
             return None
-        if not _autograd.needed(out, identity, *self.selector.parameters()):
+        if not _autograd.needed(out, identity, *self.selector.parameters()) or out._is_view():
             return None
         selector = self.selector.parts()
         engine = _training.serving(out, selector, self.k, self.position, None, _training.Pair.OPS)
@@ -165,7 +165,9 @@ class MoDBlock(nn.Module):
         return self._fused.get(self, fold, watched)
 
     def _may_overwrite(self, x: Tensor) -> bool:
-        return self.overwrite_input and not exporting() and layout_of(x) != OTHER
+        # What requires a gradient though none is recorded is kept by someone who will run the block again:
+        # torch.utils.checkpoint with use_reentrant=True.
+        return self.overwrite_input and not x.requires_grad and not exporting() and layout_of(x) != OTHER
 
     def _drop_folded(self) -> None:
         if self._fused is not None:

@@ -21,6 +21,9 @@ class MoDStage(nn.Sequential):
     torchvision's own: ``BasicBlock`` and ``Bottleneck`` (``relu(out + identity)``), ``InvertedResidual`` with a
     shortcut and ``CNBlock`` (``out + identity``), and an in-place ``nn.ReLU`` after a batch norm, as in VGG. Every
     other block, and any block that has hooks, a replaced ``forward`` or a compiled one, is called as it is.
+
+    In training a MoD block behind such an ending writes into the ending's map, and its output is kept for the
+    backward: writing into that output is refused there, where a ``nn.Sequential`` would allow it.
     """
 
     def forward(self, x: Tensor) -> Tensor:

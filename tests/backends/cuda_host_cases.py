@@ -166,7 +166,7 @@ class Ops:
         if b is not None:
             maps["b"] = ("in", b)
         pooled = torch.full(a.shape[:2], math.nan)
-        numbers = {**self._map(a), "relu": relu, "has_clusters": self.clusters}
+        numbers = {**self._map(a), "relu": relu, "max_cluster": self.device["max_cluster"]}
         self._call("add_relu_pool", numbers, maps=maps, pooled=("out", pooled))
         return pooled
 

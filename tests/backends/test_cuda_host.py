@@ -266,6 +266,15 @@ def test_every_way_that_a_block_is_launched(way, program):
     assert same_bits(written, y)
 
 
+def test_a_ring_takes_no_more_than_a_block_may_have(program):
+    """99 KB on 12.0, where 96 for a ring would leave too little for the rest."""
+    device = {"capability": 120, "multiprocessors": 170, "shared_bytes": 99 * 1024}
+    x, spec = feature_map((1, 2048, 16, 16), torch.float16), make_spec(2048, 32, dtype=torch.float16)
+    arguments = (*spec.selector_arguments, None, spec.k, *spec.conv_arguments)
+    assert "stages 5 " in Ops(program, True, **device).plan(x, *arguments)
+    assert "stages 6 " in Ops(program, True).plan(x, *arguments)
+
+
 @pytest.mark.parametrize("clusters", [True, False], ids=["clusters", "no clusters"])
 def test_block_fed_with_means(clusters, program):
     x, spec = feature_map((2, 48, 6, 6), torch.bfloat16), make_spec(48, 5, dtype=torch.bfloat16, bias=True)

@@ -77,9 +77,9 @@ std::string pool(const Case& one) {
                       shape_of(one),
                       one.number("relu") != 0,
                       {}};
-  const bool has_clusters = one.number("has_clusters") != 0;
+  const int max_cluster = static_cast<int>(one.number("max_cluster"));
   return for_dtype(
-      one, [&]<class T>() { return add_relu_pool<T>(p, layout_of(one), has_clusters, OnMachine{one}); });
+      one, [&]<class T>() { return add_relu_pool<T>(p, layout_of(one), max_cluster, OnMachine{one}); });
 }
 
 std::string gradient(const Case& one) {

@@ -51,6 +51,11 @@ def test_parameter_counts_are_the_papers(name):
     assert rounded(parameters(model), PRINTED[name]) == PRINTED[name]
 
 
+def test_shapes_without_values():
+    with torch.device("meta"), torch.no_grad():
+        assert models.resnet18_mod()(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", PRINTED_GMAC)
 def test_multiply_adds_are_the_papers(name):

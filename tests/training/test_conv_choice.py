@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mod_kernels import use_backend
 from mod_kernels.backends.native import CPU
 from mod_kernels.nn import NarrowBasicBlock, NarrowBottleneck
 
-from .conv_blocks import make, random
+from .conv_blocks import make, norms, random
 
 pytestmark = [
     pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems)),
@@ -22,6 +23,11 @@ class OwnNorm(nn.BatchNorm2d):
 
 def hooked(block):
     block.conv2.register_forward_hook(lambda *arguments: None)
+
+
+def biases_alone(block):
+    for norm in norms(block):
+        norm.weight = None
 
 
 def replaced(name, make):
@@ -49,6 +55,10 @@ LEFT_TO_PYTORCH = {
     "one norm frozen": lambda block: block.bn2.eval(),
     "one norm of another eps": replaced("bn2", lambda old: nn.BatchNorm2d(old.num_features, eps=0.1)),
     "group norm": replaced("bn2", lambda old: nn.GroupNorm(1, old.num_features)),
+    "group norm first": replaced("bn1", lambda old: nn.GroupNorm(1, old.num_features)),
+    "frozen norm first": replaced("bn1", lambda old: FrozenBatchNorm2d(old.num_features)),
+    "no norm first": replaced("bn1", lambda old: nn.Identity()),
+    "norms of a bias alone": biases_alone,
     "weight norm": replaced("conv2", lambda old: nn.utils.parametrizations.weight_norm(old)),
     "no running mean": lambda block: setattr(block.bn2, "running_mean", None),
     "wide weight": replaced("conv2", lambda old: old.double()),
@@ -109,6 +119,17 @@ def test_function_transforms_and_forward_mode_are_left_to_pytorch(conv_calls):
         with torch.autograd.forward_ad.dual_level():
             block(torch.autograd.forward_ad.make_dual(x, x))
     assert not conv_calls
+
+
+def test_many_gradients_at_once_are_pytorchs(conv_calls):
+    """The forward has run as one op by then; the backward of a batch of gradients is composed."""
+    block, x = make(NarrowBottleneck, 4).eval(), random(2, 4, 3, 3)
+    with use_backend("cpu"):
+        found = torch.autograd.functional.jacobian(block, x, vectorize=True)
+    assert conv_calls
+    with use_backend("reference"):
+        expected = torch.autograd.functional.jacobian(block, x)
+    assert expected.abs().max() > 0.01 and torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_compiled_it_is_left_to_pytorch(conv_calls):

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mod_kernels import _training, use_backend
 from mod_kernels._tolerances import VALUES, relative_norm
 from mod_kernels.backends.native import CPU
-from mod_kernels.nn import MoDBlock
+from mod_kernels.nn import MoDBlock, MoDStage, NarrowBasicBlock
 
 from .support import gradients, make_stages
 
@@ -84,6 +85,39 @@ def test_second_derivatives_of_the_pair(pairs):
         assert torch.autograd.gradcheck(ending_and_block, (a, b))
         assert torch.autograd.gradgradcheck(ending_and_block, (a, b))
     assert pairs
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_of_a_block_that_overwrites_its_input(use_reentrant):
+    """It is run again from its input: reentrant, that was first seen with gradients switched off."""
+    block, h = make_stages()[0][-1], torch.randn(2, 64, 5, 5, dtype=torch.float64)
+    block.overwrite_input = True
+    dy = torch.randn_like(h)
+
+    def found(run):
+        block.zero_grad()
+        x = h.clone().requires_grad_()
+        run(x * 1.5).backward(dy)
+        return [x.grad, *(one.grad for one in block.parameters())]
+
+    with use_backend("cpu"):
+        again, expected = found(lambda x: checkpoint(block, x, use_reentrant=use_reentrant)), found(block)
+    assert all(map(torch.equal, again, expected))
+
+
+@pytest.mark.parametrize("norm", [torch.nn.InstanceNorm2d, LayerNorm2d])
+def test_norms_that_return_views(norm):
+    """Autograd takes no node that writes a view and returns more than it: nothing is to go that way."""
+    torch.manual_seed(0)
+    blocks = [BasicBlock(16, 16, norm_layer=norm), MoDBlock(16, NarrowBasicBlock(4), 4, reduction=4)]
+    stage, plain = MoDStage(*blocks), torch.nn.Sequential(*copy.deepcopy(blocks))
+    x, dy = torch.randn(2, 16, 6, 6), torch.randn(2, 16, 6, 6)
+    with use_backend("cpu"):
+        y, found = gradients(stage, x, dy)
+    expected_y, expected = gradients(plain, x, dy)
+    assert relative_norm(y, expected_y) < VALUES[torch.float32]
+    for got, wanted in zip(found, expected, strict=True):
+        assert relative_norm(got, wanted) < 100 * VALUES[torch.float32]
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
