@@ -137,7 +137,6 @@ __device__ __forceinline__ int add_acquire_release(int* counter, int value) {
 }
 
 // Several values at once, whatever their type is.
-using EightBytes = uint64_t __attribute__((may_alias));
 using SixteenBytes = unsigned __int128 __attribute__((may_alias));
 
 // Loads and stores are of one number: for a struct's members the compiler makes some of their own, which it

@@ -67,8 +67,8 @@ cudaError_t launch_all(const BlockPlan& plan, void* workspace, cudaStream_t stre
   return cudaSuccess;
 }
 
-// How many blocks of this kernel find room beside each other, to 16; 8 where that can't be asked. A device, or a
-// part of one, of few multiprocessors has fewer than the 8 that a program may count on elsewhere.
+// How many blocks of this kernel find room beside each other, to 16; 8 where that can't be asked. A device,
+// or a part of one, of few multiprocessors has fewer than the 8 that a program may count on elsewhere.
 int largest_cluster(int shared_bytes) {
   const auto kernel = mod_block_kernel<float, true>;
   cudaLaunchConfig_t config{};

@@ -9,6 +9,9 @@
 
 namespace mod_kernels {
 
+// Several values at once, whatever their type is.
+using EightBytes = uint64_t __attribute__((may_alias));
+
 // An index is data, which nothing on the host looks at: kernels leave out one that is no channel, and on a
 // device the launch fails with this. (assert() would put the source's path into the library.)
 __device__ __forceinline__ void device_assert_index([[maybe_unused]] bool inside) {

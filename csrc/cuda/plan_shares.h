@@ -143,9 +143,8 @@ inline SharedLayout lay_out(BlockParameters& p, int value_bytes, bool clusters, 
     const int64_t share = int64_t{p.block_groups} * p.group_channels;
     p.stage_rows = static_cast<int>(std::min<int64_t>(p.stage_rows, share));
     const int64_t stage = int64_t{p.stage_rows} * p.h * p.w * value_bytes;
-    const int64_t stages =
-        std::min(divide_up<int64_t>(share, p.stage_rows),
-                 std::max<int64_t>(1, std::min(ring, most - at.bytes) / stage));
+    const int64_t stages = std::min(divide_up<int64_t>(share, p.stage_rows),
+                                    std::max<int64_t>(1, std::min(ring, most - at.bytes) / stage));
     p.stages = clusters ? static_cast<int>(std::min<int64_t>(stages, kMaxStages)) : 1;
     reading = p.stages * stage;
   }
