@@ -54,6 +54,6 @@ def add_relu_mod_block_(a: Tensor, b: Tensor | None, relu: bool, spec: MoDSpec) 
         op, given = engine.ops[OP], b
         b = in_layout_of(a, b)
         remember(key, op, (given,), (b,))
-    _checks.apart("a b", a, b, alike=True)
+    _checks.apart("a", a, "b", b, alike=True)
     op(a, b, relu, *spec.selector_arguments, spec.k, *spec.conv_arguments)
     return written(a)

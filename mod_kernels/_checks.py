@@ -208,8 +208,8 @@ def writable(name: str, x: Tensor, layout: str) -> None:
             raise RuntimeError(f"{name} is {what} that requires grad: it can't be written into")
 
 
-def apart(names: str, x: Tensor, z: Tensor | None, alike: bool = False) -> None:
-    """x, about to be written, and z must not share memory; ``names`` are theirs, as in ``"x z"``.
+def apart(x_name: str, x: Tensor, z_name: str, z: Tensor | None, alike: bool = False) -> None:
+    """x, about to be written, and z, if any, must not share memory.
 
     ``alike``: they may be the very same values, as each is read where it is written.
     """
@@ -219,8 +219,7 @@ def apart(names: str, x: Tensor, z: Tensor | None, alike: bool = False) -> None:
     if offset == 0 and alike and z.stride() == x.stride():
         return
     if offset < _extent(x) and -offset < _extent(z):
-        written, read = names.split()
-        raise ValueError(f"{read} must not share memory with {written}, which is written into")
+        raise ValueError(f"{z_name} must not share memory with {x_name}, which is written into")
 
 
 def _extent(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
 from . import _autocast, _autograd
@@ -46,7 +46,6 @@ def serving(x: Tensor) -> Engine | None:
         or x.numel() == 0
         or _autocast.is_on(x.device.type)
         or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
     ):
         return None
     k = x.shape[1]

@@ -168,7 +168,7 @@ def _fuse_call(x, z, scores, index=None, position="first", op="fuse_channels") -
 def _fuse_call_(x, z, scores, index=None, position="first") -> Call:
     call = _fuse_call(x, z, scores, index, position, "fuse_channels_")
     _checks.writable("x", x, call.layout)
-    _checks.apart("x z", x, z)
+    _checks.apart("x", x, "z", z)
     return call
 
 
@@ -215,11 +215,11 @@ def fuse_channels_(
     Raises:
         ValueError: besides the above, x is not dense (NCHW or channels_last, whole or batch-sliced), or z shares
             its memory.
-        RuntimeError: x is a leaf that requires grad.
+        RuntimeError: x is a leaf that requires grad, or a view of one.
     """
     key = None if is_compiling() else _fuse_key("fuse_channels_", x, z, scores, index, position)
     if (op := key and recall(key)) and not _autograd.needed(x, z, scores):
-        _checks.apart("x z", x, z)
+        _checks.apart("x", x, "z", z)
         op(x, z, scores, index, position)
         return written(x)
     given = (x, z, scores, index, position)
@@ -271,6 +271,7 @@ def _add_relu_pool_call(a, b=None, relu=True, op="add_relu_pool") -> Call:
 def _add_relu_pool_call_(a, b=None, relu=True) -> Call:
     call = _add_relu_pool_call(a, b, relu, "add_relu_pool_")
     _checks.writable("a", a, call.layout)
+    _checks.apart("a", a, "b", b, alike=True)
     return call
 
 
@@ -307,15 +308,16 @@ def add_relu_pool_(a: Tensor, b: Tensor | None = None, relu: bool = True) -> tup
     Raises:
         ValueError: besides the above, a is not dense (NCHW or channels_last, whole or batch-sliced), or b shares
             memory with it other than by being the same map.
-        RuntimeError: a is a leaf that requires grad.
+        RuntimeError: a is a leaf that requires grad, or a view of one.
+
+    Where a gradient is needed of a view, the result is made apart and copied into it.
     """
     key = None if is_compiling() else ("add_relu_pool_", facts(a), b is None or facts(b), relu)
     if (op := key and recall(key)) and not _autograd.needed(a, b):
-        _checks.apart("a b", a, b, alike=True)
+        _checks.apart("a", a, "b", b, alike=True)
         pooled = op(a, b, relu)
         return written(a), pooled
     call = _add_relu_pool_call_(a, b, relu)
-    _checks.apart("a b", a, b, alike=True)
     if exporting():
         return _portable.add_relu_pool_(a, b, relu)
     grad = _autograd.needed(a, b)

@@ -106,6 +106,8 @@ def offered(call: Call) -> Engine | None:
     """:func:`choose` for what PyTorch can do as well: None where the backend that was asked for can't serve."""
     if _requested == "auto":
         return choose(call)
+    if forward_ad._current_level >= 0:
+        return None
     engine = _ENGINES.get(_requested)
     return engine if engine is not None and engine.supports(call).ok else None
 

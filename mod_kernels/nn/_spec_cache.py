@@ -96,14 +96,14 @@ class SpecCache:
         device = next((one.device.type for one in block.parameters()), "cpu")
         with torch.inference_mode(False), torch.no_grad(), _autocast.outside(device):
             spec = fold(block)
-            if spec is not None and _may_be_kept(spec):
+            if spec is not None and _waited_for(spec):
                 self._entry = _entry(block, spec, watched(block))
         return spec
 
 
-def _may_be_kept(spec: MoDSpec) -> bool:
-    """Not what a CUDA graph that is being captured makes at each replay. Else, on a GPU, once it is made: the next
-    call may come on another stream.
+def _waited_for(spec: MoDSpec) -> bool:
+    """Waits until spec is made, on a GPU: the next call may come on another stream. False, and no wait, while a
+    CUDA graph is captured, which makes it at each replay.
     """
     if not spec.fc1_weight.is_cuda:
         return True
