@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mod_kernels.bench.paper_table import DENSE, DENSE_OPTIMIZED, OPTIMIZED
 from mod_kernels.bench.providers import COMPILED, PLAIN
-from mod_kernels.bench.store import PAPER, Row, load
+from mod_kernels.bench.store import Row
 from mod_kernels.bench.table import by_cell, geometric_mean
-from mod_kernels.bench.table_paper import best_plain
+from mod_kernels.bench.table_paper import best_plain, share
 from mod_kernels.report.collect import Group, collect
 from mod_kernels.report.gallery import has_bars
 from mod_kernels.report.pairs import our_row
@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 _RUNTIMES = ("onnxruntime", "openvino")
 _OF_NETWORKS = (
     "network", "GMAC", "dense", "plain", "fused", "optimized", *_RUNTIMES, "fused x", "optimized x", "paper x",
-    "share of plain",
+    "share of plain", "optimized",
 )  # fmt: skip
 _OF_BLOCKS = ("blocks", "how", "cells", "over plain clone", "over the best plain", "of the floor's time", "commit")
 
@@ -49,16 +49,18 @@ def filled(readme: str) -> str:
 
 def networks(file: Path) -> str:
     """A table a batch size, in it a line a network: medians in ms, and speed-ups over the dense peer run alike."""
-    results = load(file)
-    lines: dict[int, list[tuple[str, ...]]] = {}
-    for cell in by_cell(row for row in results.rows if row.kind == PAPER).values():
+    (machine,) = collect([file]).machines
+    return "".join(map(_of_batch, machine.suites["table"])) + "\n"
+
+
+def _of_batch(group: Group) -> str:
+    lines = []
+    for cell in by_cell(group.rows).values():
         fused, optimized = cell.get("fused"), cell.get(OPTIMIZED)
-        first = next(iter(cell.values()))
-        name = first.name
-        network = results.networks[name]
+        name = next(iter(cell.values())).name
+        network = group.run.networks[name]
         printed = network["paper"]["cpu_speedup"]
-        share = fused.share if fused is not None else None
-        lines.setdefault(first.batch, []).append(
+        lines.append(
             (
                 name,
                 f"{network['multiply_adds'] / 1e9:.2f}",
@@ -66,11 +68,11 @@ def networks(file: Path) -> str:
                 *(_ms(one) for one in (best_plain(cell), fused, optimized, *map(cell.get, _RUNTIMES))),
                 *(_x(one) for one in (fused, optimized)),
                 "-" if printed is None else f"{printed:.2f}",
-                "-" if share is None else "{:.2f} ({:.2f} to {:.2f})".format(*share),
+                *(share(one) for one in (fused, optimized)),
             )
         )
-    tables = (f"\nN = {batch}:\n\n" + _markdown(_OF_NETWORKS, lines[batch]) for batch in lines)
-    return "".join(tables) + "\n"
+    commit = str(group.run.machine["commit"])[:7]
+    return f"\nN = {group.first.batch} (commit {commit}):\n\n" + _markdown(_OF_NETWORKS, lines)
 
 
 def blocks(folder: Path) -> str:

@@ -70,9 +70,20 @@ def optimize_for_inference(
     """
     _check(model, example_input)
     example = (example_input,) if isinstance(example_input, Tensor) else example_input
-    say: Say = print if verbose else lambda line: None
+    network = copy.deepcopy(model)
+    with contextlib.suppress(NoBlocks):  # a dense network
+        accelerate(network)
+    return fastest(network, model, example, print if verbose else lambda line: None)
 
-    networks = _fused_networks(model, say)
+
+def fastest(network: nn.Module, model: nn.Module, example: Arguments, say: Say) -> OptimizedNetwork:
+    """``network``, which computes what ``model`` does, with its norms folded and in its fastest form.
+
+    ``network`` is used up.
+    """
+    norms, problem = fold_norms(network)
+    say(f"batch norms folded into convolutions: {norms}" + (f" ({problem})" if problem else ""))
+    networks = {name: copy.deepcopy(network).to(memory_format=one) for name, one in FORMATS.items()}
     forms = {name: Form(network, FORMATS[name]) for name, network in networks.items()}
     forms |= _compiled_forms(networks["channels_last"], example, say)
     forms = _right_forms(model, forms, (example, _like(example)), say)
@@ -149,16 +160,6 @@ def _check(model: nn.Module, example_input: Tensor | Arguments) -> None:
         raise TypeError(
             f"example_input must be a tensor or a tuple of tensors, got {type(example_input).__name__}"
         )
-
-
-def _fused_networks(model: nn.Module, say: Say) -> dict[str, nn.Module]:
-    """By memory format: copies of model with its norms folded and its MoD blocks fused."""
-    network = copy.deepcopy(model)
-    with contextlib.suppress(NoBlocks):  # a dense network
-        accelerate(network)
-    norms, problem = fold_norms(network)
-    say(f"batch norms folded into convolutions: {norms}" + (f" ({problem})" if problem else ""))
-    return {name: copy.deepcopy(network).to(memory_format=one) for name, one in FORMATS.items()}
 
 
 def _compiled_forms(network: nn.Module, example: Arguments, say: Say) -> dict[str, Form]:

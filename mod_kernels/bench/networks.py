@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -136,17 +136,23 @@ def median_difference_ms(one: Timed, other: Timed) -> float:
     return statistics.median(first - second for first, second in pairs) * 1e3
 
 
-def share_of_plain(timed: dict[str, Timed]) -> tuple[float, float, float] | None:
+def share_of_plain(
+    timed: dict[str, Timed],
+    fused: str = "fused",
+    plain: Iterable[str] = PLAIN_FORMS,
+    identity: str = "identity",
+) -> tuple[float, float, float] | None:
     """What the fused blocks cost as a share of the fastest plain form's: :func:`ratio_of_medians` of each round's
     time less its own identity's.
 
-    None where no plain form was timed, or it cost no more than the identity.
+    None where one of the three was not timed, or plain cost no more than the identity.
     """
     samples = {name: torch.tensor(one.samples, dtype=torch.float64) for name, one in timed.items()}
-    plain = [samples[name] - samples["identity"] for name in PLAIN_FORMS if name in samples]
-    if not plain:
+    plain = [name for name in plain if name in samples]
+    if not plain or fused not in samples or identity not in samples:
         return None
-    ours, best = samples["fused"] - samples["identity"], min(plain, key=lambda difference: difference.median())
+    ours, *others = (samples[name] - samples[identity] for name in (fused, *plain))
+    best = min(others, key=lambda difference: difference.median())
     if best.median() <= 0:
         return None
     return ratio_of_medians(ours, best)

@@ -7,6 +7,7 @@ a GPU also inside a CUDA graph); both networks again through :func:`mod_kernels.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,11 @@ from .store import PAPER, Results, Row
 from .timing import CpuClock, GpuClock, Timed, measure, on_round_of
 
 DENSE, DENSE_OPTIMIZED, OPTIMIZED = "dense", "dense-optimized", "optimized"
+# The plain MoD network and the one without MoD blocks, with all that optimize_for_inference does but fusing. Of
+# the plain forms it is plain-cat, which writes nothing in place: the others don't compile with frozen weights
+# (torch 2.14: "FakeTensorUpdater cannot recompute metadata").
+PLAIN_OPTIMIZED, IDENTITY_OPTIMIZED = "plain-optimized", "identity-optimized"
+_OPTIMIZED = (OPTIMIZED, PLAIN_OPTIMIZED, IDENTITY_OPTIMIZED)
 ROUNDS, CELL_S = 100, 240.0
 # A right run may be off by this share of what the MoD blocks add to the output: where that is little, as in
 # MobileNetV2 (2e-3 of it), a network without one of its blocks would pass for right. Right ones are at 1e-3.
@@ -88,14 +94,24 @@ class Ways:
             self.calls[provider] = call
 
     def add_optimized(
-        self, provider: str, network: nn.Module, image: Tensor, judge: Callable[[Tensor], str]
+        self,
+        provider: str,
+        network: nn.Module,
+        image: Tensor,
+        judge: Callable[[Tensor], str] = lambda output: "none",
+        fuse: bool = True,
     ) -> None:
+        """``network`` through optimize_for_inference; unless ``fuse``, with its MoD blocks as they are."""
+
         def make() -> Callable[[], Tensor]:
-            from ..optimize import optimize_for_inference
+            from ..optimize import fastest, optimize_for_inference
 
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                model = optimize_for_inference(network, image)
+                if fuse:
+                    model = optimize_for_inference(network, image)
+                else:
+                    model = fastest(copy.deepcopy(network), network, (image,), print)
             self.said[provider] = printed.getvalue().splitlines()
             return partial(model, image)
 
@@ -160,9 +176,16 @@ def run_cell(name: str, dense: Dense, device: str, peers: bool, rounds: int, res
     results.networks[name].setdefault("choices", {})[cell] = dense.ways.said | ways.said
     row = partial(Row, name, PAPER, dense.batch, dense.threads, device, "float32", mode, "warm")
     return [
-        row(provider, check, speedup=_speedup(provider, timed), **networks.times_of(provider, timed))
+        row(provider, check, speedup=_speedup(provider, timed), **_times(provider, timed))
         for provider, check in (dense.ways.checks | ways.checks).items()
     ]
+
+
+def _times(provider: str, timed: dict[str, Timed]) -> dict[str, Any]:
+    found = networks.times_of(provider, timed)
+    if provider == OPTIMIZED:
+        found["share"] = networks.share_of_plain(timed, OPTIMIZED, (PLAIN_OPTIMIZED,), IDENTITY_OPTIMIZED)
+    return found
 
 
 def _mod_ways(
@@ -180,6 +203,8 @@ def _mod_ways(
     with use_backend(ENGINES[device]):  # never another's time for ours
         ways.add("fused", partial(_call, built["fused"], image, mode), judge, (RuntimeError,))
     ways.add_optimized(OPTIMIZED, _unaccelerated(name, built["fused"]), image, judge)
+    ways.add_optimized(PLAIN_OPTIMIZED, built["plain-cat"], image, judge, fuse=False)
+    ways.add_optimized(IDENTITY_OPTIMIZED, built["identity"], image)
     if peer_threads is not None:
         from .peers import PEERS, to_onnx
 
@@ -222,7 +247,7 @@ def _judge(actual: Tensor, expected: Tensor, contribution: Tensor) -> str:
 def _speedup(provider: str, timed: dict[str, Timed]) -> tuple[float, float, float] | None:
     """Over the dense peer run alike; None for itself, for other runtimes, which do not run it, or untimed."""
     ours = (*networks.PLAIN_FORMS, "fused", "identity")
-    dense = DENSE if provider in ours else DENSE_OPTIMIZED if provider == OPTIMIZED else None
+    dense = DENSE if provider in ours else DENSE_OPTIMIZED if provider in _OPTIMIZED else None
     if provider not in timed or dense not in timed:
         return None
     above, below = (torch.tensor(timed[one].samples, dtype=torch.float64) for one in (dense, provider))

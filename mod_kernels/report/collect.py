@@ -10,7 +10,7 @@ from typing import Any
 
 from ..bench.blocks import COLD
 from ..bench.machine import folder_name, short_name
-from ..bench.store import Results, Row, machine_key, read
+from ..bench.store import PAPER, Results, Row, machine_key, read
 from ..bench.table import TRAIN
 
 # In this order on the page; suites that are not named here follow.
@@ -45,7 +45,7 @@ _WORDS = ("name", "kind", "device", "dtype", "layout", "mode", "cache", "provide
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one run that differ in nothing but shape, batch size, k and provider."""
+    """Rows of one run that differ in nothing but shape, batch size (not in the paper's table), k and provider."""
 
     suite: str
     run: Results
@@ -124,12 +124,15 @@ def collect(paths: Sequence[Path]) -> Collected:
 
 
 def group_key(row: Row) -> tuple:
-    return (row.device, row.dtype, row.layout, row.threads, row.mode, row.cache, row.kind)
+    # The batch sizes of the paper's table, hours together, may be measured one by one.
+    batch = row.batch if row.kind == PAPER else None
+    return (row.device, row.dtype, row.layout, row.threads, row.mode, row.cache, batch, row.kind)
 
 
 def group_order(row: Row) -> tuple:
-    """NCHW and few threads first."""
-    return (row.kind, row.layout != "nchw", row.dtype, row.threads or 0, row.device, row.mode, row.cache)
+    """NCHW, few threads and small batches first."""
+    how = (row.kind, row.layout != "nchw", row.dtype, row.threads or 0, row.device, row.mode, row.cache)
+    return (*how, row.batch if row.kind == PAPER else 0)
 
 
 def spelled_threads(count: int) -> str:

@@ -146,24 +146,23 @@ def _all_of_it(group: Group) -> str:
     providers = list(dict.fromkeys(row.provider for row in group.rows))
     cells = by_cell(group.rows)
     more = [name for name in ("k", "c") if any(getattr(row, name) for row in group.rows)]
-    shares = any(row.share for row in group.rows)
+    shared = list(dict.fromkeys(row.provider for row in group.rows if row.share))
     rows = []
     for cell in cells.values():
         first = next(iter(cell.values()))
-        share = next((row.share for row in cell.values() if row.share), None)
         rows.append(
             [
                 first.name,
                 str(first.batch),
                 *(str(getattr(first, name) or MISSING) for name in more),
                 *(_value(cell.get(name)) for name in providers),
-                *[_interval(share)] * shares,
+                *(_interval(cell[name].share if name in cell else None) for name in shared),
             ]
         )
     caption = "median ms; MiB at the peak" if any(row.peak_mib for row in group.rows) else "median ms"
-    if shares:
-        caption += "; share: (fused - identity) / (plain - identity), with its 95% interval"
-    return table(["", "N", *more, *providers, *["share"] * shares], rows, caption)
+    if shared:
+        caption += "; share: (fused - identity) / (plain - identity), run alike, with its 95% interval"
+    return table(["", "N", *more, *providers, *(f"share, {name}" for name in shared)], rows, caption)
 
 
 def _value(row: Row | None) -> str:

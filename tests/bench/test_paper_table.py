@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from mod_kernels import cli, models
+from mod_kernels import cli, models, optimize
 from mod_kernels.bench import machine, networks, paper, paper_table, store, table_paper
 from mod_kernels.bench.store import Results
 from mod_kernels.bench.timing import Timed
@@ -50,7 +50,7 @@ def measured():
     """Two networks that share a dense peer; in the place of optimized ones, which take a minute, as they are."""
     results, labels = Results(machine.describe(), "mod-kernels table"), []
 
-    def as_it_is(ways, provider, network, image, judge):
+    def as_it_is(ways, provider, network, image, judge=lambda output: "none", fuse=True):
         ways.add(provider, lambda: lambda: network(image), judge)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,8 @@ def test_every_way_is_measured_or_says_why_not(measured):
     cells = table_paper.by_cell(results.rows)
     assert len(cells) == 2
     for cell in cells.values():
-        assert {"dense", "fused", "identity", "optimized", "dense-optimized", *networks.PLAIN_FORMS} == set(cell)
+        alike = {"dense-optimized", "optimized", "plain-optimized", "identity-optimized"}
+        assert {"dense", "fused", "identity", *alike, *networks.PLAIN_FORMS} == set(cell)
         for provider, row in cell.items():
             assert (row.median_ms is None) == row.check.startswith("left out")
             if row.median_ms is not None and not provider.startswith("dense"):
@@ -128,6 +129,31 @@ def test_speedups_are_over_the_network_run_alike():
     found = {name: paper_table._speedup(name, timed) for name in timed}
     assert found["plain"] == (2.0, 2.0, 2.0) and found["optimized"] == (3.0, 3.0, 3.0)
     assert found["dense"] is None and found["dense-optimized"] is None and found["openvino"] is None
+
+
+def test_optimized_shares_are_of_networks_optimized_alike():
+    times = {"identity": 1.0, "plain": 9.0, "fused": 5.0}
+    times |= {"identity-optimized": 1.0, "plain-optimized": 3.0, "optimized": 1.5}
+    timed = {name: Timed(name, None, samples=[value] * 9) for name, value in times.items()}
+    assert paper_table._times("fused", timed)["share"] == (0.5, 0.5, 0.5)
+    assert paper_table._times("optimized", timed)["share"] == (0.25, 0.25, 0.25)
+    assert "share" not in paper_table._times("plain-optimized", timed)
+    del timed["plain-optimized"]
+    assert paper_table._times("optimized", timed)["share"] is None
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_plain_networks_are_optimized_with_their_blocks_plain(monkeypatch, fuse):
+    monkeypatch.setattr(optimize, "ROUNDS", 2)
+    monkeypatch.setattr(optimize, "_compiled_forms", lambda *arguments: {})
+    network = networks.build("resnet18_mod", "cpu", torch.float32, **SMALL.options)["plain-cat"]
+    image, ways = torch.randn(1, 3, 32, 32), paper_table.Ways()
+    with torch.inference_mode():
+        expected = network(image)
+    ways.add_optimized("way", network, image, lambda output: networks.compare(output, expected, image.dtype), fuse)
+    assert ways.checks == {"way": "ok"} and any("norms folded" in line for line in ways.said["way"])
+    kinds = {type(module) for module in ways.calls["way"].func.modules()}
+    assert (networks.PlainBlock not in kinds) == fuse
 
 
 def test_the_fastest_plain_form_counts_and_reasons_are_said_once(measured):

@@ -22,6 +22,18 @@ def test_the_newest_run_wins_for_each_group_it_has(tmp_path):
     assert [group.run.started for group in groups] == ["2026-02", "2026-03"]
 
 
+def test_batch_sizes_of_the_papers_table_may_come_of_several_runs(tmp_path):
+    def run(started, *batches):
+        rows = [made.row("fused", name="resnet50_mod", kind="paper", batch=batch) for batch in batches]
+        store.save(made.results("table", rows, started=started), tmp_path / "table.jsonl")
+
+    run("2026-02", 1, 32)
+    run("2026-03", 8, 1)
+    (machine,) = collect([tmp_path]).machines
+    found = [(group.first.batch, group.run.started) for group in machine.suites["table"]]
+    assert found == [(1, "2026-03"), (8, "2026-03"), (32, "2026-02")]
+
+
 def test_machines_are_kept_apart_also_in_one_file(tmp_path):
     path = tmp_path / "block.jsonl"
     for machine in (made.MACHINE, made.OTHER_MACHINE):
