@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 _RUNTIMES = ("onnxruntime", "openvino")
 _OF_NETWORKS = (
     "network", "GMAC", "dense", "plain", "fused", "optimized", *_RUNTIMES, "fused x", "optimized x", "paper x",
-    "share of plain", "optimized",
+    "share of plain", "share, optimized",
 )  # fmt: skip
 _OF_BLOCKS = ("blocks", "how", "cells", "over plain clone", "over the best plain", "of the floor's time", "commit")
 
