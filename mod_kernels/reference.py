@@ -7,7 +7,7 @@ and nothing between the convolutions is rounded to a narrower dtype.
 
 Shapes: x (N, C, H, W); fc1_weight (R, C); fc2_weight (C, R); 1 <= k <= C. Arithmetic is in float32 for float16,
 bfloat16 and float32 inputs and in float64 for float64 (pass ``x.double()`` and double weights for an oracle).
-Source: arXiv 2409.17016, section 3; DESIGN section 2 for what the paper leaves open.
+Source: arXiv 2409.17016, section 3; what the paper leaves open is settled above.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The numerics check: every op of every backend that can run here, against float64, in three stages.
 
-A flipped selection is a jump, so one comparison of outputs can't judge a kernel (DESIGN section 6):
+A flipped selection is a jump, so one comparison of outputs can't judge a kernel:
 
 1. the kernel's logits against float64, within the tolerance of the table in :mod:`mod_kernels._tolerances`;
 2. its selection: exactly the top k of its own logits under the tie rule, and no chosen channel's float64 logit
