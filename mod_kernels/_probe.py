@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import reference
+from ._attributes import Names, differ, held
 from .foreign import original_class
 from .spec import MoDSpec
 
@@ -59,6 +60,14 @@ class Probe:
         for part in self._twin.modules():
             for hooks in (part._forward_hooks, part._forward_pre_hooks):
                 hooks.clear()
+        self._before = held(self._twin)
+
+    def written(self) -> Names:
+        """The attributes, and buffers that are not floating-point, that running it has written until now."""
+        now = held(self._twin)
+        return frozenset(
+            key for key, one in now.items() if key not in self._before or differ(one, self._before[key])
+        )
 
     def watch(self, channels: int) -> Seen:
         """Run it once on ``channels`` channels."""

@@ -41,8 +41,8 @@ def accelerate(model: nn.Module, overwrite_input: bool = False) -> nn.Module:
 
     Args:
         model: a module with MoD blocks in it, or one itself.
-        overwrite_input: let every fused block write into its input where that is dense (otherwise only those
-            MoDBlocks made so). Right only if nothing else reads the input of a MoD block.
+        overwrite_input: let every fused block write into its input where that is dense (otherwise only MoDBlocks
+            made so, and those that a MoDStage lets). Right only if nothing else reads the input of a MoD block.
 
     Blocks that can't be fused are left alone, with one warning that names them and says why.
 
@@ -54,7 +54,7 @@ def accelerate(model: nn.Module, overwrite_input: bool = False) -> nn.Module:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model must not be scripted: accelerate the model it was scripted from")
-    # All questions first: once the first block is changed nothing can fail.
+    # All questions and the warning first: once the first block is changed nothing can fail.
     own = {name: module for name, module in model.named_modules() if isinstance(module, MoDBlock)}
     foreign_blocks, passed_over = _foreign_blocks(model, own)
     reasons = {name: reason for name, block in own.items() if (reason := why_not_fusible(block))}
@@ -63,16 +63,16 @@ def accelerate(model: nn.Module, overwrite_input: bool = False) -> nn.Module:
     registered = any(foreign.is_registered(model.get_submodule(name)) for name in foreign_blocks)
     if not own and not fused and not registered:
         raise NoBlocks(_nothing_found(model, reasons | passed_over))
+    if reasons:
+        left_alone = "\n  ".join(f"{name or 'the model'}: {reason}" for name, reason in reasons.items())
+        count = len(fused) + len(reasons)
+        warnings.warn(f"accelerate left {len(reasons)} of {count} MoD blocks alone:\n  {left_alone}", stacklevel=2)
     for name in fused:
         if name in own:
             own[name]._fused = SpecCache()
             own[name].overwrite_input = own[name].overwrite_input or overwrite_input
         else:
             foreign.fuse(model.get_submodule(name), foreign_blocks[name], overwrite_input)
-    if reasons:
-        left_alone = "\n  ".join(f"{name or 'the model'}: {reason}" for name, reason in reasons.items())
-        count = len(fused) + len(reasons)
-        warnings.warn(f"accelerate left {len(reasons)} of {count} MoD blocks alone:\n  {left_alone}", stacklevel=2)
     return model
 
 
@@ -100,6 +100,8 @@ def _foreign_blocks(
             outcome = recognise(module, found)
         else:
             continue
+        if not isinstance(outcome, Refused) and (reason := foreign.why_not_subclassed(module)):
+            outcome = Refused(reason)
         within = [other for other in outcomes if other.startswith(f"{name}." if name else "")]
         if not isinstance(outcome, Refused):
             taken.add(module)

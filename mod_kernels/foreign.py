@@ -11,16 +11,18 @@ no longer holds, and ``torch.jit.script`` can't read the generated class (``torc
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import _autograd, functional
+from ._attributes import Settings, are_as_set, attributes_of, constants_of, settings_of
 from ._layout import OTHER, layout_of
 from ._tracing import exporting
 from .nn._spec_cache import SpecCache, Watched
@@ -34,9 +36,6 @@ Describe = Callable[[nn.Module], MoDSpec]
 
 _DESCRIBED: dict[type[nn.Module], Describe] = {}
 _STATE = "_mod_kernels_state"
-# What every module has; the rest of a module's plain attributes are its settings.
-_OF_EVERY_MODULE = frozenset((*vars(nn.Module()), "_is_replica"))  # the last: DataParallel's mark
-_PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 
 def register_mod_block(cls: type[nn.Module], describe: Describe) -> None:
@@ -90,18 +89,22 @@ class _State:
     """What a fused module carries."""
 
     plan: Plan | None  # how a recognised block is read; None: by what is registered for its class
-    settings: tuple  # of a recognised block, when it was recognised
     overwrite_input: bool
     cache: SpecCache = field(default_factory=SpecCache)
+    # Of a recognised block, when it was recognised: all else that it computes by.
+    settings: tuple[Settings, ...] = ()
+    constants: dict[tuple[str, str], Tensor] | None = None
 
 
 class FusedForeign(nn.Module):
     """Comes before the block's own class in the generated one (a Module only to be laid out like one)."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        spec = None if args or kwargs else _spec_for(self, x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())  # whatever the block's own forward calls its x
+        spec = _spec_for(self, given[0]) if len(given) == 1 else None
         if spec is None:
-            return super().forward(x, *args, **kwargs)
+            return super().forward(*args, **kwargs)
+        x = given[0]
         if self._mod_kernels_state.overwrite_input and layout_of(x) != OTHER:
             return functional.mod_block_(x, spec)
         return functional.mod_block(x, spec)
@@ -109,15 +112,15 @@ class FusedForeign(nn.Module):
     # The cache checks itself at each call; these let go of memory at once, and answer writes it can't see.
 
     def train(self, mode: bool = True) -> nn.Module:
-        self._mod_kernels_state.cache.clear()
+        _drop_folded(self)
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
-        self._mod_kernels_state.cache.clear()
+        _drop_folded(self)
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._mod_kernels_state.cache.clear()
+        _drop_folded(self)
         super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -137,11 +140,31 @@ def _rebuilt(function: Callable, *arguments: Any) -> nn.Module:
     return module
 
 
-@cache
+def _drop_folded(module: nn.Module) -> None:
+    if _STATE in vars(module):
+        module._mod_kernels_state.cache.clear()
+
+
+@functools.cache
 def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of ``cls`` that runs fused, under the same name; TypeError where Python can't make one."""
+    """The subclass of ``cls`` that runs fused, under the same name; raises what making a subclass raises."""
+
+    @functools.wraps(cls.forward, updated=())  # for its signature, by which exports name their inputs
+    def forward(self: FusedForeign, *args: Any, **kwargs: Any) -> Any:
+        return FusedForeign.forward(self, *args, **kwargs)
+
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_mod_kernels_original": cls}
+    names["forward"] = forward
     return types.new_class(cls.__name__, (FusedForeign, cls), exec_body=lambda body: body.update(names))
+
+
+def why_not_subclassed(module: nn.Module) -> str:
+    """Why there is no :func:`fused_class` for it; ``""`` if there is."""
+    try:
+        fused_class(original_class(module))
+    except Exception as error:  # a metaclass or an __init_subclass__ may raise whatever it likes
+        return f"its class can't be subclassed: {type(error).__name__}: {error}"
+    return ""
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -153,29 +176,46 @@ def fuse(module: nn.Module, plan: Plan | None, overwrite_input: bool) -> None:
     """Let ``module`` run fused: as ``plan`` reads it or, without one, as its class is registered."""
     before = vars(module).get(_STATE)
     overwrite_input = overwrite_input or (before is not None and before.overwrite_input)
-    vars(module)[_STATE] = _State(plan, settings_of(module) if plan else (), overwrite_input)
+    state = _State(plan, overwrite_input)
+    if plan is not None:
+        _note(module, state)
+    vars(module)[_STATE] = state
     if not isinstance(module, FusedForeign):
         module.__class__ = fused_class(type(module))
 
 
-def settings_of(module: nn.Module) -> tuple:
-    """Classes of the submodules and all plain attributes: what a block computes, besides its tensors."""
-    return tuple(
-        (path, None if part is module else type(part), *_plain_attributes(part))
-        for path, part in module.named_modules()
-    )
+def _is_as_recognised(module: nn.Module, state: _State) -> bool:
+    """Whether a block still is what was compared with its plan."""
+    if torch.compiler.is_compiling():
+        # A graph can't depend on what is in a tensor.
+        return not state.constants and are_as_set(module, state.settings)
+    written = state.plan.written
+    if state.constants is None:  # saved by a version that kept none
+        _note(module, state)
+    now = constants_of(module, written)
+    if now.keys() != state.constants.keys():
+        return False
+    for key, before in state.constants.items():
+        one = now[key]
+        if one.dtype != before.dtype or one.shape != before.shape or not torch.equal(one, before.to(one.device)):
+            return False
+    try:
+        return settings_of(module, written) == state.settings
+    except (RuntimeError, ValueError):  # tensors and arrays in lists have no one answer: they were not there
+        return False
 
 
-def _plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, one) for name, one in vars(module).items() if name not in _OF_EVERY_MODULE and _is_plain(one)]
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+def _note(module: nn.Module, state: _State) -> None:
+    """Keep what a recognised block is beside its weights."""
+    state.settings = settings_of(module, state.plan.written)
+    constants = constants_of(module, state.plan.written)
+    state.constants = {key: one.detach().clone() for key, one in constants.items()}
 
 
 def _spec_for(module: nn.Module, x: Tensor) -> MoDSpec | None:
     """The folded spec if this call may run as one op."""
+    if getattr(module, _STATE, None) is None:  # made by its class anew, not by accelerate
+        return None
     if module.training or exporting() or torch.jit.is_tracing() or type(x) not in (Tensor, nn.Parameter):
         return None
     if torch.is_grad_enabled() and _autograd.needed(x, *module.parameters()):
@@ -183,6 +223,8 @@ def _spec_for(module: nn.Module, x: Tensor) -> MoDSpec | None:
     if torch.compiler.is_compiling():
         # Versions and addresses can't be traced: the fold is part of the graph, so it is never stale.
         spec = _fold(module)
+    elif forward_ad._current_level >= 0:  # a fold has no tangents
+        return None
     else:
         spec = module._mod_kernels_state.cache.get(module, _fold, _watched)
     # Whatever else it is given is between the block and its caller.
@@ -205,20 +247,23 @@ def _fold(module: nn.Module) -> MoDSpec | None:
     state = module._mod_kernels_state
     if state.plan is None:
         return described(module) if is_registered(module) else None
-    if not torch.compiler.is_compiling() and settings_of(module) != state.settings:
-        return None
-    return state.plan.spec(module)
+    return state.plan.spec(module) if _is_as_recognised(module, state) else None
 
 
 def _watched(module: nn.Module) -> Watched:
-    """All tensors and plain attributes of the block and its parts, and the hooks of its parts."""
-    parts = list(module.modules())
+    """All tensors and attributes of the block and its parts, and how many; the hooks of its parts.
+
+    Not those that its own forward writes: it may do so while it is not fused.
+    """
+    plan = module._mod_kernels_state.plan
+    written = frozenset() if plan is None else plan.written
     tensors, attributes = [], []
-    for part in parts:
-        tables = (part._parameters, part._buffers)
-        tensors += [(table, name) for table in tables for name in table]
-        tensors += [(vars(part), name) for name, one in vars(part).items() if isinstance(one, Tensor)]
-        attributes += [(vars(part), name) for name, _ in _plain_attributes(part)]
+    for path, part in module.named_modules():
+        for table in (part._parameters, part._buffers, vars(part)):
+            held = [name for name, one in table.items() if table is not vars(part) or isinstance(one, Tensor)]
+            tensors += [(table, name) for name in held if (path, name) not in written]
+        attributes += [(vars(part), name) for name, _ in attributes_of(part, path, written)]
         attributes += [(vars(part), "training"), (vars(part), "forward")]
+    parts = list(module.modules())
     hooks = [table for part in parts[1:] for table in (part._forward_hooks, part._forward_pre_hooks)]
-    return Watched([part._modules for part in parts], tensors, hooks, attributes)
+    return Watched([part._modules for part in parts], tensors, hooks, attributes, [vars(part) for part in parts])

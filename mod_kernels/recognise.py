@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _probe
+from ._attributes import Names
 from ._library import accumulation_dtype
 from .foreign import described
 from .nn._folding import fold_batch_norm, fold_layer_norm
@@ -66,6 +67,8 @@ class Plan:
     gamma: str | None
     position: str
     final_relu: bool
+    # What forward keeps for others, in which the fused block need not be as it was compared.
+    written: Names = frozenset()
 
     def spec(self, block: nn.Module) -> MoDSpec:
         """The spec of ``block`` with its weights as they are now, detached."""
@@ -211,7 +214,7 @@ def recognise(module: nn.Module, found: list[Reading]) -> Plan | Refused:
                 continue
             plan = _agreeing(probe, module, [one for one in found if one.channels == channels], seen.order)
             if isinstance(plan, Plan):
-                return plan
+                return replace(plan, written=probe.written())
             reasons.append(plan)
     except _probe.NotRun as error:
         return Refused(str(error))
@@ -269,7 +272,7 @@ def _plan(module: nn.Module, reading: Reading, order: list[str]) -> Plan | str:
                 norms.append(None)
         elif getattr(parts[name], "running_mean", None) is None:
             others.append(name)
-        elif not convs or norms[-1] is not None:
+        elif not convs or norms[-1] is not None or not isinstance(parts[convs[-1]], nn.Conv2d):
             return f"{name} does not come after a convolution"
         else:
             norms[-1] = name
@@ -280,6 +283,9 @@ def _plan(module: nn.Module, reading: Reading, order: list[str]) -> Plan | str:
     if len(others) != table.between.count("layer_norm"):
         names = ", ".join(dict.fromkeys(others)) or "nothing"
         return f"beside convolutions and batch norms it has {names}: no {reading.kind!r}"
+    for name in others:
+        if type(parts[name]) is not nn.LayerNorm:
+            return f"{name} is a {type(parts[name]).__name__}, not the LayerNorm of a {reading.kind!r}"
     gammas = _other_parameters(module, {reading.fc1, reading.fc2, *order})
     if len(gammas) > 1 or any(module.get_parameter(name).numel() != reading.k for name in gammas):
         return f"it has parameters that no MoD block has: {', '.join(gammas)}"

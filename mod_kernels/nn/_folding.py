@@ -86,18 +86,21 @@ def why_not_fusible(block: MoDBlock) -> str:
 def runs_plainly(block: MoDBlock) -> bool:
     """Whether running ``block``'s parts one by one would do just what the folded spec says.
 
-    Not so while a forward hook hangs on a part (fusing would skip it; backward hooks do nothing where no
-    gradient is needed), or while a BN is in training mode inside a block in eval mode.
+    Not so while a part has a forward hook (fusing would skip it; backward hooks do nothing where no gradient is
+    needed) or a forward of its own, or while a BN is in training mode inside a block in eval mode.
     """
-    if _has_any_global_hook() or any(_hooks(block)):
+    if _has_any_global_hook() or any(_hooks(block)) or any("forward" in vars(part) for part in _called(block)):
         return False
     return not any(norm.training for norm in block.conv_block.norms())
 
 
+def _called(block: MoDBlock) -> list[nn.Module]:
+    """The modules that the ordinary path calls and the fused one does not."""
+    return [block.selector, block.conv_block, *block.conv_block.called()]
+
+
 def _hooks(block: MoDBlock) -> list[dict]:
-    """The hook tables of the modules that the ordinary path calls and the fused one does not."""
-    called = [block.selector, block.conv_block, *block.conv_block.called()]
-    return [hooks for module in called for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    return [hooks for part in _called(block) for hooks in (part._forward_hooks, part._forward_pre_hooks)]
 
 
 def fold(block: MoDBlock) -> MoDSpec | None:
@@ -119,6 +122,7 @@ def watched(block: MoDBlock) -> Watched:
             (vars(conv_block), "final_relu"),
             *((norm, name) for norm in norms for name in ("training", "eps")),
         ],
+        tables=[vars(part) for part in _called(block)],
     )
 
 

@@ -25,6 +25,7 @@ class Watched(NamedTuple):
     tensors: list[tuple[dict, str]]
     hooks: list[dict]  # have to stay empty
     attributes: list[tuple[dict, str]]  # plain values; one that is absent counts as None
+    tables: list[dict]  # have to keep the number of their names: an attribute that appears may hide another
 
 
 class _Source(NamedTuple):
@@ -49,6 +50,7 @@ class _Entry(NamedTuple):
     absent: list[tuple[dict, str]]  # biases that were None
     hooks: list[dict]
     attributes: list[tuple[dict, str, Any]]
+    sizes: list[tuple[dict, int]]
     # Aliases of the sources. They keep the old memory from being given to a new tensor at the same address,
     # which would make ``p.data = ...`` twice in a row look like no change.
     aliases: list[Tensor]
@@ -58,9 +60,10 @@ class SpecCache:
     """The folded spec of one block, checked at each call against everything it came from.
 
     Checked: the same module objects, the same tensor objects, each at the same address and version; settings such
-    as a BN's eps and mode, k and position; no hooks. What no check of this kind can see is a write that bypasses
-    PyTorch's version counter (through ``.data``, NumPy or raw memory) and leaves the tensor where it is:
-    ``train()``, ``eval()`` or ``load_state_dict`` drop the fold after such a write.
+    as a BN's eps and mode, k and position; no hooks, no forward of a module's own. Not looked at are the stride,
+    padding and dilation of a MoDBlock's convolutions; and no check of this kind can see a write that bypasses
+    PyTorch's version counter (through ``.data``, NumPy or raw memory) and leaves the tensor where it is.
+    ``train()``, ``eval()`` or ``load_state_dict`` drop the fold after such a change.
 
     A copy or a pickle of it is empty: it is refilled at the first call.
     """
@@ -131,10 +134,15 @@ def _holds(entry: _Entry, block: nn.Module) -> bool:
         for table, name in entry.absent:
             if table[name] is not None:
                 return False
-    except KeyError:  # taken out of its module (parametrized, pruned)
+        for table, name, value in entry.attributes:
+            now = table.get(name)
+            if now is not value and (type(now) is not type(value) or now != value):
+                return False
+    # Taken out of its module (parametrized, pruned); a tensor or an array where none was, which has no one answer.
+    except (KeyError, RuntimeError, ValueError):
         return False
-    for table, name, value in entry.attributes:  # noqa: SIM110 (a generator costs every call more)
-        if table.get(name) != value:
+    for table, size in entry.sizes:  # noqa: SIM110 (a generator costs every call more)
+        if len(table) != size:
             return False
     return True
 
@@ -166,6 +174,14 @@ def _entry(block: nn.Module, spec: MoDSpec, watched: Watched) -> _Entry | None:
         sources,
         absent,
         watched.hooks,
-        [(table, name, table.get(name)) for table, name in watched.attributes],
+        [(table, name, snapshot(table.get(name))) for table, name in watched.attributes],
+        [(table, len(table)) for table in watched.tables],
         aliases,
     )
+
+
+def snapshot(value: Any) -> Any:
+    """A value as it is now: lists and dicts may be written to. (torch 2.11's Dynamo can't trace a deepcopy.)"""
+    if type(value) is dict:
+        return {key: snapshot(one) for key, one in value.items()}
+    return type(value)(snapshot(one) for one in value) if type(value) in (list, tuple) else value

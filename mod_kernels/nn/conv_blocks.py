@@ -74,6 +74,9 @@ class ConvNormBlock(NarrowConvBlock):
         for norm in self.norms():
             yield norm._buffers, "running_mean"
             yield norm._buffers, "running_var"
+            # PyTorch's own batch norm writes the two above without counting it in their versions.
+            if "num_batches_tracked" in norm._buffers:
+                yield norm._buffers, "num_batches_tracked"
 
     def why_not_folded(self) -> str:
         shapes = CONV_KINDS[self.kind].shapes(self._mid_channels(), self.k)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 
 from mod_kernels import MoDBlock, accelerate
@@ -96,6 +97,18 @@ def running_statistics_of_one_norm(block):
     block.conv_block.bn1.eval()
 
 
+def statistics_with_gradients(block):
+    """By PyTorch's own batch norm, which does not count it in the versions of what it writes."""
+    norms = block.conv_block.norms()
+    for norm in norms:
+        norm.train()
+    x = torch.randn(8, K, 5, 3) * 2 + 1
+    for conv, norm in block.conv_block.layers():
+        x = norm(conv(x))
+    for norm in norms:
+        norm.eval()
+
+
 def statistics_in_place(block):
     block.conv_block.bn1.running_var.mul_(4)
 
@@ -150,6 +163,16 @@ def norm_in_training_mode(block):
     block.conv_block.bn1.train()
 
 
+def own_forward_of_a_part(block):
+    norm = block.conv_block.bn2
+    norm.forward = lambda z: 2 * nn.BatchNorm2d.forward(norm, z)
+
+
+def own_forward_of_the_selector(block):
+    selector = block.selector
+    selector.forward = lambda x, pooled=None: type(selector).forward(selector, -x, pooled)
+
+
 CHANGES = [
     in_place,
     optimizer_step,
@@ -168,6 +191,7 @@ CHANGES = [
     new_selector,
     running_statistics,
     running_statistics_of_one_norm,
+    statistics_with_gradients,
     statistics_in_place,
     eps,
     position,
@@ -177,7 +201,15 @@ CHANGES = [
     bypassing_write_then_load,
 ]
 # After these the parts have to run one by one.
-UNFUSED = [parametrization, pruning, hook_on_a_part, hook_on_the_selector, norm_in_training_mode]
+UNFUSED = [
+    parametrization,
+    pruning,
+    hook_on_a_part,
+    hook_on_the_selector,
+    norm_in_training_mode,
+    own_forward_of_a_part,
+    own_forward_of_the_selector,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES + UNFUSED)
@@ -264,3 +296,19 @@ def test_a_fold_made_under_autocast_is_no_less_exact(conv_block):
         with torch.autocast("cpu", torch.bfloat16):
             first_under_autocast(x)
         assert torch.equal(first_under_autocast(x), other(x))
+
+
+def test_forward_mode_reaches_the_weights():
+    block, x = accelerate(make_block().eval()), feature_map()
+    with torch.no_grad():
+        block(x)  # a fold is there
+    values = {name: one.detach() for name, one in block.named_parameters()}
+
+    def tangent():
+        with forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(one, torch.ones_like(one)) for name, one in values.items()}
+            return forward_ad.unpack_dual(torch.func.functional_call(block, duals, x)).tangent
+
+    found = tangent()
+    block._fused = None
+    assert torch.equal(found, tangent())
