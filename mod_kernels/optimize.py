@@ -25,6 +25,8 @@ Say = Callable[[object], object]
 
 # Interleaved rounds that the choices are made on, and the seconds after which five are enough.
 ROUNDS, BUDGET_S = 30, 20.0
+# What no run may find in training mode: it would draw random numbers, or move statistics that are the user's.
+_OTHER_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -83,6 +85,7 @@ def fastest(network: nn.Module, model: nn.Module, example: Arguments, say: Say) 
     """
     norms, problem = fold_norms(network)
     say(f"batch norms folded into convolutions: {norms}" + (f" ({problem})" if problem else ""))
+    example = _copies(example)  # a network may write into its input
     networks = {name: copy.deepcopy(network).to(memory_format=one) for name, one in FORMATS.items()}
     forms = {name: Form(network, FORMATS[name]) for name, network in networks.items()}
     forms |= _compiled_forms(networks["channels_last"], example, say)
@@ -155,6 +158,9 @@ def _check(model: nn.Module, example_input: Tensor | Arguments) -> None:
     _checks.ordinary_module(model, "optimize")
     if model.training:
         raise ValueError("model must be in eval mode, it is in training mode: call model.eval() first")
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, _OTHER_IN_TRAINING):
+            raise ValueError(f"model must be in eval mode, {name} is in training mode: call model.eval() first")
     tensors = (example_input,) if isinstance(example_input, Tensor) else example_input
     if not isinstance(tensors, tuple) or not tensors or not all(isinstance(one, Tensor) for one in tensors):
         raise TypeError(
@@ -191,10 +197,10 @@ def _right_forms(
 ) -> dict[str, Form]:
     """Those whose outputs are model's on all inputs; the uncompiled ones must be."""
     with torch.no_grad():
-        expected = [model(*one) for one in inputs]
+        expected = [model(*_copies(one)) for one in inputs]
     right = {}
     for name, form in forms.items():
-        reasons = (_difference(form(*one), wanted) for one, wanted in zip(inputs, expected, strict=True))
+        reasons = (_difference(form(*_copies(one)), wanted) for one, wanted in zip(inputs, expected, strict=True))
         reason = next(filter(None, reasons), "")
         if not reason:
             right[name] = form
@@ -220,6 +226,10 @@ def _difference(found: Any, expected: Any) -> str:
         if not error <= NETWORKS[wanted.dtype]:
             return f"an output is off by {error:.1e} of its norm, more than {NETWORKS[wanted.dtype]:.0e}"
     return ""
+
+
+def _copies(arguments: Arguments) -> Arguments:
+    return tuple(one.clone() for one in arguments)
 
 
 def _like(example: Arguments) -> Arguments:

@@ -92,6 +92,24 @@ def test_the_model_is_left_as_it_is(few_rounds):
     assert all(module._fused is None for module in model.modules() if isinstance(module, MoDBlock))
 
 
+class WritesItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5).div_(0.2))
+
+
+def test_the_example_is_left_as_it_is(few_rounds):
+    model, x = WritesItsInput().eval(), images()
+    kept = x.clone()
+    net = optimize_for_inference(model, x, verbose=False)
+    assert torch.equal(x, kept)
+    with torch.no_grad():
+        assert agrees(net(x.clone()), model(kept))
+
+
 @pytest.mark.skipif(CPU.library is None, reason="; ".join(CPU.problems))
 def test_every_block_is_one_op_in_the_compiled_network(optimized):
     _, net = optimized
@@ -259,7 +277,8 @@ def test_several_inputs_and_outputs(few_rounds):
 @pytest.mark.parametrize(
     "change,example,error,message",
     [
-        (lambda m: m.train(), images(), ValueError, "model must be in eval mode"),
+        (lambda m: m.train(), images(), ValueError, "model must be in eval mode, it is in training mode"),
+        (lambda m: m.layer1[0].train() and m, images(), ValueError, "eval mode, layer1.0.bn1 is in training mode"),
         (lambda m: torch.jit.script(nn.Conv2d(3, 4, 3).eval()), images(), TypeError, "model must not be scripted"),
         (
             lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}),
