@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._tracing import export_mode
 from .nn import MoDStage
+from .nn.stage import PlainStage
 
 
 def compiled(network: nn.Module, example: tuple[Tensor, ...], cuda_graph: bool = False) -> Callable:
@@ -31,11 +32,11 @@ def compiled(network: nn.Module, example: tuple[Tensor, ...], cuda_graph: bool =
 
 @contextmanager
 def plain_stages(network: nn.Module) -> Iterator[None]:
-    """Inside, every :class:`MoDStage` is the plain row of modules that it computes."""
+    """Inside, the MoD blocks of every :class:`MoDStage` pool for themselves."""
     stages = [module for module in network.modules() if type(module) is MoDStage]
     try:
         for stage in stages:
-            stage.__class__ = nn.Sequential
+            stage.__class__ = PlainStage
         yield
     finally:
         for stage in stages:

@@ -25,13 +25,14 @@ class Unit(NamedTuple):
     channels_in: int
     channels_out: int
     stride: int
+    padded: bool  # so that nothing but a stride changes the size of a map
     training: bool
     like: Tensor
     why_not: Callable[[], str]
     narrow: Callable[[int], nn.Module] | None
 
     def keeps_shape(self) -> bool:
-        return self.channels_in == self.channels_out and self.stride == 1
+        return self.channels_in == self.channels_out and self.stride == 1 and self.padded
 
 
 def is_row(module: nn.Module) -> bool:
@@ -110,6 +111,7 @@ def _block(place: int, block: nn.Module, host: _hosts.Host | None) -> Unit | Non
         channels,
         last.out_channels,
         stride,
+        host is None or all(map(_is_padded, convs)),  # one of the user's may pad by another module
         block.training,
         first.weight,
         why_not,
@@ -131,8 +133,17 @@ def _conv_norm_relu(place: int, three: list[nn.Module]) -> Unit | None:
         conv.in_channels,
         conv.out_channels,
         max(conv.stride),
+        _is_padded(conv),
         norm.training,
         conv.weight,
         partial(_hosts.why_not_conv, conv, norm, relu, conv.out_channels),
         partial(_hosts.narrow_conv, conv, norm),
     )
+
+
+def _is_padded(conv: nn.Conv2d) -> bool:
+    """Whether zeros, or whatever its padding is, make up for its kernel's size."""
+    if isinstance(conv.padding, str):
+        return conv.padding == "same"
+    reach = zip(conv.padding, conv.dilation, conv.kernel_size, strict=True)
+    return all(2 * padding == dilation * (size - 1) for padding, dilation, size in reach)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import fx, nn
 
 EXPORT_MODES = ("portable", "fused")
 
@@ -33,6 +35,11 @@ def export_mode(mode: str) -> Iterator[None]:
         yield
     finally:
         _export_mode = before
+
+
+def as_leaf(module: nn.Module, x: fx.Proxy, *rest: Any) -> fx.Proxy:
+    """The call of ``module`` as one node of the graph that ``torch.fx`` is tracing."""
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x, *rest), {})
 
 
 def exporting() -> bool:

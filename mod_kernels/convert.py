@@ -21,7 +21,6 @@ class _Stage(NamedTuple):
     name: str
     row: nn.Module
     replaced: list[Unit]
-    overwrite_input: bool
 
 
 def convert(
@@ -38,7 +37,8 @@ def convert(
     library initialises its own, on the device and in the dtype and mode of what they replace; they require
     gradients whatever was frozen. All other modules stay the objects they are, with their weights and
     ``state_dict`` keys; in VGG's flat ``features``, where one MoD block stands for convolution, norm and ReLU, the
-    later indices move up. Make the optimizer afterwards.
+    later indices move up, but in timm's, which finds its maps by index: there an Identity keeps each place left
+    over. Make the optimizer afterwards.
 
     Known are ResNet (BasicBlock, Bottleneck), MobileNetV2, VGG with batch norm and ConvNeXt, torchvision's and
     timm's, alone or as the backbone of another network. A stage is a run of blocks of one class in an
@@ -50,10 +50,11 @@ def convert(
     dropout (the standard blocks keep theirs), and it is not dilated where the host is, as in FCN: the paper does
     not say; the standard blocks keep the stage's receptive field, and so it can be fused.
 
-    A MoD block may write into its input where a Sequential is one stage and no more: between its blocks nothing
-    else reads. Don't take its blocks apart afterwards, or hook their outputs, without setting ``overwrite_input``
-    to False. In a flat row such as MobileNetV2's, whose inner maps torchvision's FPN reads, it does not write:
-    ``accelerate(model, overwrite_input=True)`` allows it.
+    When a MoDStage of known blocks runs, its MoD blocks write into their inputs in inference, which nothing else
+    in the row reads, unless the block before has a forward hook; ``owns_maps = False`` of the stage forbids it,
+    for a hook further inside that keeps a map. Called one by one, as torchvision's FPN does with MobileNetV2's
+    row, they don't write; nor do those around a ``conv_block`` given, unless by ``accelerate(model,
+    overwrite_input=True)``.
 
     Args:
         model: the network.
@@ -86,17 +87,20 @@ def convert(
             raise ValueError("stages must name at least one block, got none")
     if not chosen:
         raise ValueError(_nothing_found(model, left_alone))
-    # All is built first: the swap can't fail.
-    blocks = [[_mod_block(unit, c, position, conv_block, stage) for unit in stage.replaced] for stage in chosen]
-    for stage, made in zip(chosen, blocks, strict=True):
-        for unit, block in zip(reversed(stage.replaced), reversed(made), strict=True):  # later places stay valid
-            _swap(stage.row, unit, block)
+    # All is built and said first: the swap can't fail.
+    chosen = _by_place(chosen)
+    blocks = [[_mod_block(unit, c, position, conv_block) for unit in stage.replaced] for stage in chosen]
     if left_alone:
         warnings.warn(
             f"convert left {len(left_alone)} of {len(left_alone) + len(chosen)} stages alone:\n  "
             + "\n  ".join(left_alone),
             stacklevel=2,
         )
+    by_index = any(hasattr(module, "feature_info") for module in model.modules())
+    for stage, made in zip(chosen, blocks, strict=True):
+        for unit, block in zip(reversed(stage.replaced), reversed(made), strict=True):  # later places stay valid
+            _swap(stage.row, unit, block, by_index)
+        _become_stage(stage.row, known=conv_block is None and not isinstance(stages, Mapping))
     return model
 
 
@@ -130,8 +134,8 @@ def _found(model: nn.Module, conv_block: Callable | None, left_alone: list[str])
             if reason:
                 left_alone.append(f"{_label(name, row, run)}: {reason}")
             else:
-                chosen.append(_Stage(name, row, run[1::2], _is_whole(row, run)))
-    return _by_place(chosen)
+                chosen.append(_Stage(name, row, run[1::2]))
+    return chosen
 
 
 def _named(model: nn.Module, stages: Stages, conv_block: Callable | None) -> list[_Stage]:
@@ -152,14 +156,14 @@ def _named(model: nn.Module, stages: Stages, conv_block: Callable | None) -> lis
         if isinstance(stages, Mapping):
             units = _at(name, row, runs, stages[name], conv_block)
             if units:
-                chosen.append(_Stage(name, row, units, overwrite_input=False))
+                chosen.append(_Stage(name, row, units))
             continue
         before = len(chosen)
         reasons = []
         for run in runs:
             reason = _why_not(run, conv_block)
             if not reason:
-                chosen.append(_Stage(name, row, run[1::2], _is_whole(row, run)))
+                chosen.append(_Stage(name, row, run[1::2]))
             else:
                 reasons.append(f"{_label(name, row, run)}: {reason}")
         if len(chosen) == before:
@@ -167,7 +171,7 @@ def _named(model: nn.Module, stages: Stages, conv_block: Callable | None) -> lis
                 f"stages names {name!r}, of which no block can be replaced: "
                 + ("; ".join(reasons) or "it holds no block of convolutions")
             )
-    return _by_place(chosen)
+    return chosen
 
 
 def _at(
@@ -197,6 +201,8 @@ def _why_not(run: list[Unit], conv_block: Callable | None) -> str:
 
 
 def _why_not_unit(unit: Unit, conv_block: Callable | None) -> str:
+    if not unit.padded:
+        return "it does not keep its shape, for want of padding"
     if not unit.keeps_shape():
         return (
             f"it does not keep its shape, it goes from {unit.channels_in} to {unit.channels_out} channels "
@@ -206,11 +212,7 @@ def _why_not_unit(unit: Unit, conv_block: Callable | None) -> str:
 
 
 def _is_whole(row: nn.Module, run: list[Unit]) -> bool:
-    """Whether the stage is all that the Sequential holds.
-
-    A MoD block may then write into its input. Backbones for detection and segmentation read the output of a
-    stage, which is the input of the next one's first, standard block. In a longer row they read in between.
-    """
+    """Whether the stage is all that the Sequential holds."""
     return is_row(row) and sum(unit.width for unit in run) == len(row)
 
 
@@ -246,26 +248,35 @@ def _nothing_found(model: nn.Module, left_alone: list[str]) -> str:
     )
 
 
-def _mod_block(
-    unit: Unit, c: int, position: str, conv_block: Callable[[int], nn.Module] | None, stage: _Stage
-) -> MoDBlock:
+def _mod_block(unit: Unit, c: int, position: str, conv_block: Callable[[int], nn.Module] | None) -> MoDBlock:
     channels = unit.channels_in
     k = max(1, channels // c)
     narrow = unit.narrow(k) if conv_block is None else conv_block(k)
     if not isinstance(narrow, nn.Module):
         raise TypeError(f"conv_block must make a module from k, got {type(narrow).__name__}")
-    block = MoDBlock(channels, narrow, k, position=position, overwrite_input=stage.overwrite_input)
+    block = MoDBlock(channels, narrow, k, position=position)
     return block.to(unit.like.device, unit.like.dtype).train(unit.training)
 
 
-def _swap(row: nn.Module, unit: Unit, block: MoDBlock) -> None:
-    """Put ``block`` where ``unit`` is. ``row`` stays the object it is, with its hooks, wherever it is held."""
+def _swap(row: nn.Module, unit: Unit, block: MoDBlock, keep_places: bool) -> None:
+    """Put ``block`` where ``unit`` is, and Identities after it where the places of what follows are to be kept."""
     children = list(row._modules.items())
-    name = children[unit.place][0]
-    children[unit.place : unit.place + unit.width] = [(name, block)]
-    if unit.width > 1 and all(key.isdecimal() for key, _ in children):
+    names = [name for name, _ in children[unit.place : unit.place + unit.width]]
+    blocks = [block, *(nn.Identity() for _ in names[1:] if keep_places)]
+    children[unit.place : unit.place + unit.width] = zip(names, blocks, strict=False)
+    if len(children) < len(row._modules) and all(key.isdecimal() for key, _ in children):
         children = [(str(i), child) for i, (_, child) in enumerate(children)]
     row._modules.clear()
     row._modules.update(children)
+
+
+def _become_stage(row: nn.Module, known: bool) -> None:
+    """Make a plain Sequential a MoDStage. It stays the object it is, with its hooks, wherever it is held.
+
+    ``known``: of what stands between its MoD blocks none keeps the map it returns.
+    """
     if type(row) is nn.Sequential:
-        row.__class__ = MoDStage  # which adds a forward to a Sequential, and nothing to what it holds
+        row.__class__ = MoDStage
+        row.owns_maps = known
+    elif type(row) is MoDStage:
+        row.owns_maps = row.owns_maps and known

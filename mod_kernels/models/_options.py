@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
 from .. import _checks
-from ..nn import MoDBlock
+from ..nn import MoDBlock, MoDStage
 
 STEMS = ("imagenet", "cifar")
 
@@ -26,6 +26,13 @@ def check_stem(stem: str) -> None:
 
 
 def mod_block(channels: int, c: int, position: str, narrow: Callable[[int], nn.Module]) -> MoDBlock:
-    """A MoD block of k = max(1, channels // c) around ``narrow(k)``, for where nothing else reads its input."""
+    """A MoD block of k = max(1, channels // c) around ``narrow(k)``."""
     k = max(1, channels // c)
-    return MoDBlock(channels, narrow(k), k, position=position, overwrite_input=True)
+    return MoDBlock(channels, narrow(k), k, position=position)
+
+
+def stage(blocks: Iterable[nn.Module]) -> MoDStage:
+    """A row whose inner maps nothing else reads."""
+    row = MoDStage(*blocks)
+    row.owns_maps = True
+    return row

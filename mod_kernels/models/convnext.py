@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.convnext import CNBlock, CNBlockConfig, ConvNeXt
 
 from .._hosts import truncated_normal
-from ..nn import MoDStage, NarrowConvNeXt
+from ..nn import NarrowConvNeXt
 from . import _options
 
 # name -> blocks per stage, and torchvision's rate of stochastic depth. Widths are 96, 192, 384, 768 in both.
@@ -66,7 +66,7 @@ class MoDConvNeXt(ConvNeXt):
                     _options.mod_block(one.channels, c, position, narrow) if isinstance(one, _Place) else one
                     for one in stage
                 )
-                setattr(self.features, name, MoDStage(*blocks))
+                setattr(self.features, name, _options.stage(blocks))
 
 
 class _Place(nn.Identity):

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 
 from .._hosts import kaiming
-from ..nn import MoDStage, NarrowInvertedResidual
+from ..nn import NarrowInvertedResidual
 from . import _options
 
 # (t, c, n, s) of each stage: expansion, width, blocks, stride of the first (the paper's tables).
@@ -70,7 +70,7 @@ class MoDMobileNetV2(MobileNetV2):
             _options.mod_block(one.channels, c, position, one.narrow) if isinstance(one, _Place) else one
             for one in self.features
         )
-        self.features = MoDStage(*blocks)
+        self.features = _options.stage(blocks)
 
 
 _Norm = Callable[[int], nn.Module]

@@ -87,7 +87,7 @@ class MoDResNet(ResNet):
                         norm_layer=norm_layer,
                     )
                 )
-        return MoDStage(*stage)
+        return _options.stage(stage)
 
 
 def cifar_stem(network: ResNet) -> None:

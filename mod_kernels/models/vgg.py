@@ -11,7 +11,6 @@ from torch import nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from .._hosts import narrow_conv
-from ..nn import MoDStage
 from . import _options
 
 # name -> widths and poolings, torchvision's configurations of 16 and 19 layers
@@ -93,7 +92,7 @@ class MoDVGG(StemVGG):
                     layer = _options.mod_block(layer.out_channels, c, position, narrow)
                 index += 1
             layers.append(layer)
-        self.features = MoDStage(*layers)
+        self.features = _options.stage(layers)
 
 
 def _builder(name: str) -> Callable[..., MoDVGG]:

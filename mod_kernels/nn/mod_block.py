@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 from .. import _add_relu_mod_block, _autograd, _checks, _training, functional
 from .._layout import OTHER, layout_of
-from .._tracing import exporting
+from .._tracing import as_leaf, exporting
 from ..spec import MoDSpec
 from ._folding import fold, watched, why_not_fusible
 from ._hooks import is_untouched
@@ -62,18 +63,25 @@ class MoDBlock(nn.Module):
         self.conv_block = conv_block
         self._fused: SpecCache | None = None  # set by mod_kernels.accelerate
 
-    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """x (N, C, H, W) to the same; ``pooled`` (N, C), the means of its planes, saves the pass that pools."""
+    def forward(self, x: Tensor, pooled: Tensor | None = None, overwrite_input: bool = False) -> Tensor:
+        """x (N, C, H, W) to the same.
+
+        ``pooled`` (N, C), the means of x's planes, saves the pass that pools. ``overwrite_input`` allows this call
+        what the attribute of that name allows all of them.
+        """
+        if isinstance(x, fx.Proxy):  # torch.fx can't follow the choices below
+            return as_leaf(self, x, pooled, overwrite_input)
         spec = self._spec_for(x, pooled) if self._fused is not None else None
+        overwrite_input = overwrite_input or self.overwrite_input
         if spec is not None:
-            if self._may_overwrite(x):
+            if overwrite_input and _may_be_overwritten(x):
                 return functional.mod_block_(x, spec, pooled)
             return functional.mod_block(x, spec, pooled)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (N, C={self.channels}, H, W), got shape {tuple(x.shape)}")
         x, gathered, scores, index = self._select_gather(x, pooled)
         z = self._convolve(gathered)
-        if self._may_overwrite(x) and not _autograd.needed(x, z, scores):
+        if overwrite_input and _may_be_overwritten(x) and not _autograd.needed(x, z, scores):
             return functional.fuse_channels_(x, z, scores, index, self.position)
         return functional.fuse_channels(x, z, scores, index, self.position)
 
@@ -162,12 +170,9 @@ class MoDBlock(nn.Module):
         if torch.compiler.is_compiling():
             # Versions and addresses can't be traced: the fold is part of the graph, so it is never stale.
             return fold(self)
+        if forward_ad._current_level >= 0:  # a fold has no tangents
+            return None
         return self._fused.get(self, fold, watched)
-
-    def _may_overwrite(self, x: Tensor) -> bool:
-        # What requires a gradient though none is recorded is kept by someone who will run the block again:
-        # torch.utils.checkpoint with use_reentrant=True.
-        return self.overwrite_input and not x.requires_grad and not exporting() and layout_of(x) != OTHER
 
     def _drop_folded(self) -> None:
         if self._fused is not None:
@@ -191,3 +196,9 @@ class MoDBlock(nn.Module):
         text = f"channels={self.channels}, k={self.k}, position={self.position!r}"
         text += ", overwrite_input=True" if self.overwrite_input else ""
         return text + (", accelerated" if self._fused is not None else "")
+
+
+def _may_be_overwritten(x: Tensor) -> bool:
+    # What requires a gradient though none is recorded is kept by someone who will run the block again:
+    # torch.utils.checkpoint with use_reentrant=True.
+    return not x.requires_grad and not exporting() and layout_of(x) != OTHER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import _autograd, functional
@@ -24,12 +24,18 @@ class MoDStage(nn.Sequential):
 
     In training a MoD block behind such an ending writes into the ending's map, and its output is kept for the
     backward: writing into that output is refused there, where a ``nn.Sequential`` would allow it.
+
+    Where ``owns_maps`` is set, in inference a MoD block writes into its input too, but for the stage's own and the
+    output of a block with a forward hook. Right where no block keeps what it returns, and no module inside one has
+    a hook that keeps it. Called by itself, outside the stage, a block writes as its own ``overwrite_input`` says.
     """
 
+    owns_maps = False
+
     def forward(self, x: Tensor) -> Tensor:
-        if exporting() or _has_any_global_hook():
+        if exporting() or _has_any_global_hook() or isinstance(x, fx.Proxy):
             return super().forward(x)
-        blocks, pooled, done = list(self), None, False
+        blocks, pooled, done, given = list(self), None, False, x
         for before, block, following in zip([None, *blocks], blocks, [*blocks[1:], None], strict=False):
             parts = parts_of(block, before) if _takes_pooled(following) else None
             if done:  # with the block before
@@ -37,7 +43,29 @@ class MoDStage(nn.Sequential):
             elif parts is not None:
                 x, pooled, done = _finish(parts(block, x), following)
             else:
-                x, pooled = (block(x) if pooled is None else block(x, pooled)), None
+                mine = x is not given and not before._forward_hooks
+                x, pooled = self._called(block, x, pooled, mine), None
+        return x
+
+    def _called(self, block: nn.Module, x: Tensor, pooled: Tensor | None, mine: bool) -> Tensor:
+        if mine and self.owns_maps and _takes_pooled(block):
+            return block(x, pooled, True)
+        return block(x) if pooled is None else block(x, pooled)
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        found = super().__getitem__(index)
+        if isinstance(index, slice):
+            found.owns_maps = self.owns_maps
+        return found
+
+
+class PlainStage(MoDStage):
+    """A :class:`MoDStage` whose MoD blocks pool for themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x
+        for before, block in zip([None, *self], self, strict=False):
+            x = self._called(block, x, None, x is not given and not before._forward_hooks)
         return x
 
 

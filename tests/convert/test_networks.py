@@ -203,9 +203,12 @@ def test_detection():
         assert relative_norm(after[name], level) < 1e-4
 
 
-def test_a_flat_rows_inner_maps_may_be_read():
+@pytest.mark.parametrize(
+    "build", [lambda: quietly(torchvision.models.mobilenet_v2(), c=16), models.mobilenet_v2_mod]
+)
+def test_a_flat_rows_inner_maps_may_be_read(build):
     """torchvision's FPN keeps the outputs of MobileNetV2's strided blocks, each a MoD block's input."""
-    converted = quietly(torchvision.models.mobilenet_v2(), c=16).eval()
+    converted = build().eval()
     x = torch.randn(1, 3, 64, 64)
     kept = {}
     with torch.no_grad():
@@ -224,11 +227,37 @@ def test_a_flat_rows_inner_maps_may_be_read():
 
 def test_named_stages():
     model = convert(resnet(), c=8, stages=["layer3"])
-    assert list(mod_blocks(model)) == ["layer3.1"] and model.layer3[1].overwrite_input
+    assert list(mod_blocks(model)) == ["layer3.1"] and model.layer3.owns_maps
     model = convert(resnet(), c=8, stages={"layer3": [2, 1], "layer1": [0]})
     assert list(mod_blocks(model)) == ["layer1.0", "layer3.1", "layer3.2"]
-    # Index 0 reads what came before the stage.
-    assert not any(block.overwrite_input for block in mod_blocks(model).values())
+    x = torch.randn(2, 3, 32, 32)
+    before = []  # index 0 reads what came before the stage: its input stays as it is
+    model.layer1.register_forward_pre_hook(lambda module, args: before.extend((args[0], args[0].clone())))
+    with torch.no_grad():
+        model.eval()(x)
+    assert torch.equal(*before)
+
+
+def test_what_stands_before_a_named_block_may_be_anything():
+    row = nn.Sequential(nn.Dropout(), nn.Identity(), Bottleneck(64, 16), Bottleneck(64, 16))
+    model = convert(nn.Sequential(OrderedDict(stage=row)), c=8, stages={"stage": [2]}).eval()
+    x = torch.randn(2, 64, 8, 8)
+    kept = x.clone()
+    with torch.no_grad():
+        assert not torch.equal(model(x), x) and torch.equal(x, kept)
+
+
+def test_blocks_that_pad_by_another_module():
+    class Reflecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(8, 8, 3))
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    model = nn.Sequential(OrderedDict(stage=nn.Sequential(Reflecting(), Reflecting())))
+    assert len(mod_blocks(convert(model, c=2, stages=["stage"], conv_block=NarrowConv))) == 1
 
 
 @pytest.mark.parametrize("row", [nn.Sequential, nn.ModuleList])

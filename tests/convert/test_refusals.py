@@ -1,5 +1,7 @@
 """convert: what it refuses, and that a refusal leaves the model as it was."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -95,6 +97,30 @@ def test_refusals_leave_the_model_as_it_was(case):
     assert [(name, id(module), type(module)) for name, module in model.named_modules()] == before
     for name, value in state.items():
         assert torch.equal(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    "padding, dilation, fits", [(0, 1, False), (1, 2, False), (2, 2, True), ("same", 1, True)]
+)
+def test_blocks_that_shrink_a_map(padding, dilation, fits):
+    convs = [nn.Conv2d(8, 8, 3, padding=padding, dilation=dilation) for _ in range(2)]
+    row = [layer for conv in convs for layer in (conv, nn.BatchNorm2d(8), nn.ReLU())]
+    model = nn.Sequential(*row, nn.MaxPool2d(2))
+    if fits:
+        assert len(mod_blocks(convert(model, c=2))) == 1
+    else:
+        with pytest.raises(ValueError, match=r"a single convolution .*stays|for want of padding"):
+            convert(model, c=2)
+        assert not mod_blocks(model)
+
+
+def test_a_warning_that_is_an_error_leaves_the_model_as_it_was():
+    model = resnet(layers=(2, 1, 2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="left 1 of 4 stages alone"):
+            convert(model, c=8)
+    assert not mod_blocks(model)
 
 
 def test_wrapped_for_training_in_parallel():

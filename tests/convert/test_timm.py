@@ -30,12 +30,13 @@ def test_timm(name):
         dense = timm.create_model(name, num_classes=3)
         model = quietly(timm.create_model(name, num_classes=3), c=16)
     assert len(mod_blocks(model)) == TIMM[name]
-    if name != "vgg16_bn":  # whose indices move up
-        theirs, ours = shapes(dense), shapes(model)
-        replaced = tuple(f"{block}." for block in mod_blocks(model))
-        assert {k: v for k, v in theirs.items() if not k.startswith(replaced)} == {
-            k: v for k, v in ours.items() if not k.startswith(replaced)
-        }
+    theirs, ours = shapes(dense), shapes(model)
+    replaced = [f"{block}." for block in mod_blocks(model)]
+    if name == "vgg16_bn":  # a MoD block stands for a convolution with the norm behind it
+        replaced += [f"features.{int(block.rpartition('.')[2]) + 1}." for block in mod_blocks(model)]
+    assert {k: v for k, v in theirs.items() if not k.startswith(tuple(replaced))} == {
+        k: v for k, v in ours.items() if not k.startswith(tuple(replaced))
+    }
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "convnext_atto"])
@@ -70,3 +71,30 @@ def test_timm_squeeze_and_excitation_is_refused():
         model = timm.create_model("seresnet50")
     with pytest.raises(ValueError, match="layer1: it has se, a SEModule"):
         convert(model)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_finds_its_maps(name):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        dense, model = (timm.create_model(name, num_classes=3).eval() for _ in range(2))
+        quietly(model, c=16)
+        x = torch.randn(2, 3, 64, 64)
+        theirs, ours = (one.forward_intermediates(x, intermediates_only=True) for one in (dense, model))
+    assert [one.shape for one in ours] == [one.shape for one in theirs]
+
+
+def test_timm_keeps_the_maps_it_hands_out():
+    """Each is the input of a standard block, and may be that of a MoD block."""
+    timm = pytest.importorskip("timm")
+    model = accelerate(quietly(timm.create_model("vgg16_bn", num_classes=3), c=16)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = model.forward_intermediates(x, intermediates_only=True)
+        of_layers, y = [], x
+        for layer in model.features:
+            y = layer(y).clone()
+            of_layers.append(y)
+    assert len(maps) >= len(model.feature_info)
+    for one in maps:
+        assert any(torch.equal(one, other) for other in of_layers)

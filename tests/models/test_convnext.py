@@ -17,12 +17,11 @@ def test_blocks_with_an_odd_index_are_mod(name):
         model, dense = getattr(models, name)(position="last", c=48), models.dense_peer(name)
     for place, blocks, width in zip((1, 3, 5, 7), LAYERS[name], (96, 192, 384, 768), strict=True):
         stage, standard = model.features[place], dense.features[place]
-        assert type(stage) is MoDStage and len(stage) == blocks == len(standard)
+        assert type(stage) is MoDStage and stage.owns_maps and len(stage) == blocks == len(standard)
         for i, (block, theirs) in enumerate(zip(stage, standard, strict=True)):
             if i % 2:
                 assert type(block) is MoDBlock and type(block.conv_block) is NarrowConvNeXt
                 assert block.channels == width and block.k == width // 48 and block.position == "last"
-                assert block.overwrite_input
             else:
                 assert type(block) is CNBlock and list(block.state_dict()) == list(theirs.state_dict())
                 assert block.stochastic_depth.p == theirs.stochastic_depth.p

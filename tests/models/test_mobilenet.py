@@ -45,11 +45,11 @@ def test_multiply_adds(build, printed, counted):
 def test_blocks_with_an_odd_index_are_mod(name):
     with torch.device("meta"):
         model = getattr(models, name)(position="last", c=8)
-    assert type(model.features) is MoDStage
+    assert type(model.features) is MoDStage and model.features.owns_maps
     blocks = {i: block for i, block in enumerate(model.features) if isinstance(block, MoDBlock)}
     assert list(blocks) == PLACES[name]
     for i, block in blocks.items():
-        assert block.k == block.channels // 8 and block.position == "last" and block.overwrite_input
+        assert block.k == block.channels // 8 and block.position == "last"
         assert type(block.conv_block) is NarrowInvertedResidual
         assert block.conv_block.conv1.out_channels == 6 * block.k
         assert model.features[i - 1].out_channels == block.channels

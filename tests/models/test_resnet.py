@@ -90,11 +90,11 @@ def test_blocks_with_an_odd_index_are_mod(name):
     with torch.device("meta"):
         model = getattr(models, name)(position="last", c=16)
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
-        assert type(stage) is MoDStage
+        assert type(stage) is MoDStage and stage.owns_maps
         for i, block in enumerate(stage):
             assert isinstance(block, MoDBlock) == (i % 2 == 1)
             if i % 2:
-                assert block.k == block.channels // 16 and block.position == "last" and block.overwrite_input
+                assert block.k == block.channels // 16 and block.position == "last"
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -41,12 +41,12 @@ def test_multiply_adds_are_the_papers(name, printed, dense):
 def test_convolutions_with_an_odd_index_are_mod(name):
     with torch.device("meta"):
         model = getattr(models, name)(position="last", c=16)
-    assert type(model.features) is MoDStage
+    assert type(model.features) is MoDStage and model.features.owns_maps
     layers = list(model.features)
     blocks = [layer for layer in layers if isinstance(layer, MoDBlock)]
     assert [block.channels for block in blocks] == WIDTHS[name]
     for block in blocks:
-        assert block.k == block.channels // 16 and block.position == "last" and block.overwrite_input
+        assert block.k == block.channels // 16 and block.position == "last"
         assert type(block.conv_block) is NarrowConv and block.conv_block.final_relu
         before = layers[layers.index(block) - 3 :][:3]
         assert [type(layer) for layer in before] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]

@@ -1,10 +1,12 @@
 """MoDStage is a plain Sequential in keys and numbers, and hands on pooled only where nothing can notice."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mod_kernels import MoDBlock, accelerate, use_backend
@@ -39,9 +41,9 @@ def handed_over(monkeypatch):
     calls = []
     forward = mod_block.MoDBlock.forward
 
-    def recording(self, x, pooled=None):
+    def recording(self, x, pooled=None, *rest):
         calls.append(pooled is not None)
-        return forward(self, x, pooled)
+        return forward(self, x, pooled, *rest)
 
     def recording_pairs(self, *ending):
         y = after_ending(self, *ending)
@@ -99,6 +101,60 @@ def test_input_is_not_written():
     with torch.no_grad():
         stage.eval()(x)
     assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_maps_that_the_stage_owns_are_written(watched, accelerated):
+    """Not its input, not what a block with a forward hook returns, not where a block is called by itself."""
+    row = [nn.Conv2d(CHANNELS, CHANNELS, 1), MoDBlock(CHANNELS, NarrowBasicBlock(K), K, reduction=2)]
+    stage = MoDStage(*[copy.deepcopy(one) for one in (row[1], *row, *row)]).eval()
+    if accelerated:
+        accelerate(stage)
+    x, inputs = torch.randn(2, CHANNELS, 10, 10), []
+    if watched:
+        for block in stage:
+            block.register_forward_hook(lambda module, args, y: None)
+    with torch.no_grad():
+        expected = nn.Sequential(*stage)(x)
+        y = x
+        for block in stage:
+            inputs.append((y, y.clone()))
+            y = block(y)
+        assert torch.equal(y, expected) and all(torch.equal(*one) for one in inputs)
+        stage.owns_maps = True
+        shared, forwards = [], MoDBlock.forward
+        with pytest.MonkeyPatch.context() as patch:
+
+            def seen(block, x, *rest):
+                y = forwards(block, x, *rest)
+                shared.append(y.data_ptr() == x.data_ptr())
+                return y
+
+            patch.setattr(MoDBlock, "forward", seen)
+            kept = x.clone()
+            assert torch.equal(stage(x), expected) and torch.equal(x, kept)
+        unchanged = MoDStage(nn.Identity(), *stage)
+        unchanged.owns_maps = True
+        assert torch.equal(unchanged(x), expected) and torch.equal(x, kept)
+    assert shared == ([False] * 3 if watched else [False, True, True])
+    assert stage[1:].owns_maps and not MoDStage(*stage).owns_maps
+
+
+def test_torch_fx_traces_it():
+    """Its standard blocks in parts, the MoD blocks as a node each."""
+    stage, plain = make_stages(Bottleneck)
+    accelerate(stage.eval())
+    stage[1].overwrite_input = False  # a map before it is wanted
+    network = nn.Sequential(OrderedDict(stage=stage)).eval()
+    x = torch.randn(2, 32, 10, 10)
+    names = get_graph_node_names(network)[1]
+    assert "stage.0.conv1" in names and "stage.1" in names
+    traced = create_feature_extractor(network, ["stage.0.relu_2", "stage.3"])
+    assert isinstance(traced.get_submodule("stage.1"), MoDBlock)
+    with torch.no_grad():
+        found, first, last = traced(x), plain.eval()[0](x), plain(x)
+    assert relative_norm(found["stage.0.relu_2"], first) < 1e-5 and relative_norm(found["stage.3"], last) < 1e-5
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16])
