@@ -51,12 +51,15 @@ def filled(readme: str) -> str:
 
 
 def networks(file: Path) -> str:
-    """A table a batch size, in it a line a network: medians in ms, and speed-ups over the dense peer run alike."""
+    """A table a batch size, in it a line a network: medians in ms, and speed-ups over the dense peer run alike.
+
+    Columns that the run has nothing for are left out.
+    """
     (machine,) = collect([file]).machines
-    return "".join(map(_of_batch, machine.suites["table"])) + "\n"
+    return "".join(_of_batch(machine.name, group) for group in machine.suites["table"]) + "\n"
 
 
-def _of_batch(group: Group) -> str:
+def _of_batch(machine: str, group: Group) -> str:
     lines = []
     for cell in by_cell(group.rows).values():
         fused, optimized = cell.get("fused"), cell.get(OPTIMIZED)
@@ -75,7 +78,9 @@ def _of_batch(group: Group) -> str:
             )
         )
     commit = str(group.run.machine["commit"])[:7]
-    return f"\nN = {group.first.batch} (commit {commit}):\n\n" + _markdown(_OF_NETWORKS, lines)
+    columns = [column for column in zip(_OF_NETWORKS, *lines, strict=True) if set(column[1:]) != {"-"}]
+    headings, *lines = zip(*columns, strict=True)
+    return f"\nN = {group.first.batch}, {machine} (commit {commit}):\n\n" + _markdown(headings, lines)
 
 
 def blocks(folder: Path) -> str:
@@ -131,14 +136,20 @@ def _markdown(headings: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> st
 
 
 def _ms(row: Row | None) -> str:
-    return "-" if row is None or row.median_ms is None else f"{row.median_ms:.3g}"
+    if row is None or row.median_ms is None:
+        return "-"
+    return f"{row.median_ms:.3g}" if row.median_ms < 999.5 else f"{row.median_ms:.0f}"
 
 
 def _x(row: Row | None) -> str:
     return "-" if row is None or row.speedup is None else f"{row.speedup[0]:.2f}"
 
 
-_TABLES: dict[str, Callable[[Path], str]] = {"blocks": blocks, "the paper's table": networks}
+_TABLES: dict[str, Callable[[Path], str]] = {
+    "blocks": blocks,
+    "the paper's table": networks,
+    "the paper's table at N = 32": networks,
+}
 
 
 if __name__ == "__main__":

@@ -42,6 +42,16 @@ def test_a_line_of_blocks_has_the_mean_and_the_worst_of_its_cells():
     assert readme_table.group_line(Group("block-train", run, tuple(rows)))[5:7] == ("-", "-")
 
 
+def test_a_column_that_a_run_has_nothing_for_is_left_out():
+    headings = {
+        batch: re.search(rf"^N = {batch}, .+\n\n\| (.+) \|$", README.read_text(), re.MULTILINE)[1].split(" | ")
+        for batch in (1, 8, 32)
+    }
+    assert "openvino" in headings[1] and "share, optimized" in headings[1]
+    assert "openvino" in headings[8] and "share, optimized" not in headings[8]  # older than that share
+    assert "openvino" not in headings[32] and "share, optimized" in headings[32]  # of a run without --peers
+
+
 @pytest.mark.parametrize("picture", PICTURES)
 def test_a_picture_is_no_older_than_its_results(picture):
     path = ROOT / picture
