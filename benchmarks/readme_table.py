@@ -12,8 +12,8 @@ from pathlib import Path
 from mod_kernels.bench.paper_table import DENSE, DENSE_OPTIMIZED, OPTIMIZED
 from mod_kernels.bench.providers import COMPILED, IN_PLACE, PLAIN
 from mod_kernels.bench.store import Row
-from mod_kernels.bench.table import by_cell, geometric_mean
-from mod_kernels.bench.table_paper import best_plain, share
+from mod_kernels.bench.table import MISSING, by_cell, geometric_mean
+from mod_kernels.bench.table_paper import best_plain, milliseconds, share, speedup
 from mod_kernels.report.collect import Group, collect
 from mod_kernels.report.gallery import has_bars
 from mod_kernels.report.pairs import our_row
@@ -70,15 +70,15 @@ def _of_batch(machine: str, group: Group) -> str:
             (
                 name,
                 f"{network['multiply_adds'] / 1e9:.2f}",
-                f"{_ms(cell.get(DENSE))} / {_ms(cell.get(DENSE_OPTIMIZED))}",
-                *(_ms(one) for one in (best_plain(cell), fused, optimized, *map(cell.get, _RUNTIMES))),
-                *(_x(one) for one in (fused, optimized)),
-                "-" if printed is None else f"{printed:.2f}",
+                f"{milliseconds(cell.get(DENSE))} / {milliseconds(cell.get(DENSE_OPTIMIZED))}",
+                *(milliseconds(one) for one in (best_plain(cell), fused, optimized, *map(cell.get, _RUNTIMES))),
+                *(speedup(one) for one in (fused, optimized)),
+                MISSING if printed is None else f"{printed:.2f}",
                 *(share(one) for one in (fused, optimized)),
             )
         )
     commit = str(group.run.machine["commit"])[:7]
-    columns = [column for column in zip(_OF_NETWORKS, *lines, strict=True) if set(column[1:]) != {"-"}]
+    columns = [column for column in zip(_OF_NETWORKS, *lines, strict=True) if set(column[1:]) != {MISSING}]
     headings, *lines = zip(*columns, strict=True)
     return f"\nN = {group.first.batch}, {machine} (commit {commit}):\n\n" + _markdown(headings, lines)
 
@@ -127,22 +127,12 @@ def _fastest(cell: dict[str, Row], names: Iterable[str]) -> float | None:
 
 
 def _mean_and(worst: Callable[[list[float]], float], values: list[float]) -> str:
-    return f"{geometric_mean(values):.2f} ({worst(values):.2f})" if values else "-"
+    return f"{geometric_mean(values):.2f} ({worst(values):.2f})" if values else MISSING
 
 
 def _markdown(headings: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
     rows = [headings, ["---"] * len(headings), *lines]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
-
-
-def _ms(row: Row | None) -> str:
-    if row is None or row.median_ms is None:
-        return "-"
-    return f"{row.median_ms:.3g}" if row.median_ms < 999.5 else f"{row.median_ms:.0f}"
-
-
-def _x(row: Row | None) -> str:
-    return "-" if row is None or row.speedup is None else f"{row.speedup[0]:.2f}"
 
 
 _TABLES: dict[str, Callable[[Path], str]] = {

@@ -117,7 +117,7 @@ def _block_table(group: tuple, rows: list[Row], results: Results) -> Table:
         )
         times = [_time(cell.get(name)) for name in names]
         if limits:
-            times.append(MISSING if first.limit_ms is None else f"{first.limit_ms:.3g}")
+            times.append(three_digits(first.limit_ms))
         table.add_row(first.name, str(first.batch), *times, *_ratios(ratios[-1]))
     means = [geometric_mean(column) for column in zip(*ratios, strict=True)]
     table.add_section()
@@ -184,7 +184,14 @@ def _time(row: Row | None) -> str:
     if row.check.startswith("wrong"):
         return "WRONG"
     compiling = "" if row.compile_s is None else f"\n{row.compile_s:.3g} s"
-    return f"{row.median_ms:.3g}{compiling}"
+    return three_digits(row.median_ms) + compiling
+
+
+def three_digits(value: float | None) -> str:
+    """Three digits, and all of those before the point."""
+    if value is None:
+        return MISSING
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def _ratios(values: Iterable[float | None]) -> list[str]:

@@ -9,7 +9,7 @@ from .machine import signature
 from .networks import PLAIN_FORMS
 from .paper_table import DENSE, DENSE_OPTIMIZED, OPTIMIZED
 from .store import PAPER, SWEEP, SWEEP_BLOCK, Results, Row
-from .table import MISSING, by_cell
+from .table import MISSING, by_cell, three_digits
 
 _RUNTIMES = ("onnxruntime", "openvino")
 
@@ -51,10 +51,10 @@ def _paper(rows: list[Row], results: Results) -> Table:
         network = results.networks[first.name]
         dense, plain = results.networks[network["dense"]], best_plain(cell)
         where = (str(first.batch), str(first.threads or first.mode))
-        times = [_ms(cell.get(DENSE)), MISSING, _ms(cell.get(DENSE_OPTIMIZED))]
+        times = [milliseconds(cell.get(DENSE)), MISSING, milliseconds(cell.get(DENSE_OPTIMIZED))]
         table.add_row(network["dense"], *where, *_size(dense), *times)
-        times = [_ms(one) for one in (plain, *map(cell.get, ("fused", OPTIMIZED, "identity", *runtimes)))]
-        speedups = [_x(one) for one in (plain, *map(cell.get, ("fused", OPTIMIZED, "identity")))]
+        times = [milliseconds(one) for one in (plain, *map(cell.get, ("fused", OPTIMIZED, "identity", *runtimes)))]
+        speedups = [speedup(one) for one in (plain, *map(cell.get, ("fused", OPTIMIZED, "identity")))]
         printed = network["paper"]["gpu_speedup" if first.device == "cuda" else "cpu_speedup"]
         table.add_row(
             first.name,
@@ -89,7 +89,7 @@ def _sweep(rows: list[Row], results: Results) -> Table:
             str(first.batch),
             str(first.threads or first.mode),
             *_size(network),
-            *[_ms(one) for one in (best_plain(cell), cell.get("fused"), cell.get("identity"))],
+            *[milliseconds(one) for one in (best_plain(cell), cell.get("fused"), cell.get("identity"))],
             MISSING if printed is None else f"{printed['top1']:.2f}",
         )
     table.caption = "plain: the fastest of its three forms; top-1: the paper's (Table 10), ImageNet"
@@ -108,7 +108,7 @@ def _sweep_blocks(rows: list[Row]) -> Table:
         timed = plain is not None and ours is not None and ours.median_ms is not None
         where = (first.name, str(first.c), str(first.batch), str(first.threads or first.mode))
         ratio = f"{plain.median_ms / ours.median_ms:.2f}" if timed else MISSING
-        table.add_row(*where, _ms(plain), _ms(ours), _ms(cell.get("floor")), ratio)
+        table.add_row(*where, milliseconds(plain), milliseconds(ours), milliseconds(cell.get("floor")), ratio)
     table.caption = "plain: the fastest of its three forms; fused: in place"
     return table
 
@@ -127,10 +127,11 @@ def _size(network: dict) -> tuple[str, str]:
     return f"{network['parameters'] / 1e6:.2f}", f"{network['multiply_adds'] / 1e9:.3f}"
 
 
-def _ms(row: Row | None) -> str:
+def milliseconds(row: Row | None) -> str:
+    """A way's median, or that its output was wrong."""
     if row is not None and row.check.startswith("wrong"):
         return "WRONG"
-    return MISSING if row is None or row.median_ms is None else f"{row.median_ms:.3g}"
+    return three_digits(None if row is None else row.median_ms)
 
 
 def share(row: Row | None) -> str:
@@ -138,5 +139,6 @@ def share(row: Row | None) -> str:
     return MISSING if row is None or row.share is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.share)
 
 
-def _x(row: Row | None) -> str:
+def speedup(row: Row | None) -> str:
+    """Over the dense network run alike."""
     return MISSING if row is None or row.speedup is None else f"{row.speedup[0]:.2f}"

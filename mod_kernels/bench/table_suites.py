@@ -14,7 +14,7 @@ from .overhead import PUBLIC, RAW, YARDSTICK
 from .providers import ENGINES, IN_PLACE
 from .providers import PLAIN as PLAIN_FORMS
 from .store import Results, Row
-from .table import MISSING, by_cell, geometric_mean, ratio, show_doubts
+from .table import MISSING, by_cell, geometric_mean, ratio, show_doubts, three_digits
 
 
 def show(results: Results, console: Console) -> None:
@@ -53,7 +53,12 @@ def _ops(rows: list[Row]) -> Iterable[Table]:
                 times = [_least(cell, plain), _least(cell, [ours])]
                 limit = next((row.limit_ms for row in cell.values() if row.limit_ms is not None), None)
                 table.add_row(
-                    op, first.name, str(first.batch), *map(_short, times), *_two([ratios[-1]]), _short(limit)
+                    op,
+                    first.name,
+                    str(first.batch),
+                    *map(three_digits, times),
+                    *_two([ratios[-1]]),
+                    three_digits(limit),
                 )
             table.add_row("", "geometric mean", "", "", "", *_two([geometric_mean(ratios)]), "", end_section=True)
         table.caption = (
@@ -71,9 +76,9 @@ def _scaling(rows: list[Row]) -> Iterable[Table | str]:
             first = next(iter(cell.values()))
             ours = ENGINES[first.device] + IN_PLACE
             times = (_least(cell, PLAIN_FORMS), _least(cell, [ours]))
-            limit = _short(first.limit_ms)
+            limit = three_digits(first.limit_ms)
             place = map(str, scaling.place(first))
-            table.add_row(*place, *map(_short, times), *_two([scaling.ratio_of(cell)]), limit)
+            table.add_row(*place, *map(three_digits, times), *_two([scaling.ratio_of(cell)]), limit)
         table.caption = "plain is the fastest of the plain forms, ours the in-place form"
         yield table
     yield from map(str, scaling.break_even(rows))
@@ -125,8 +130,8 @@ def _memory(rows: list[Row]) -> Iterable[Table]:
 def _cold_start(rows: list[Row]) -> Iterable[Table]:
     table = _table("A fresh process; ms", ("step", "median", "quartiles", "starts"))
     for row in rows:
-        quartiles = f"{_short(row.q1_ms)} to {_short(row.q3_ms)}" if row.samples > 1 else MISSING
-        table.add_row(row.name, _short(row.median_ms), quartiles, str(row.samples))
+        quartiles = f"{three_digits(row.q1_ms)} to {three_digits(row.q3_ms)}" if row.samples > 1 else MISSING
+        table.add_row(row.name, three_digits(row.median_ms), quartiles, str(row.samples))
     yield table
 
 
@@ -163,13 +168,6 @@ def _least(cell: dict[str, Row], names: Iterable[str]) -> float | None:
     """The shortest median of ``names``, ms."""
     times = [cell[name].median_ms for name in names if name in cell and cell[name].timed]
     return min(times, default=None)
-
-
-def _short(value: float | None) -> str:
-    """Three digits, and all of those before the point."""
-    if value is None:
-        return MISSING
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _two(values: Iterable[float | None]) -> list[str]:

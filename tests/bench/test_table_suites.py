@@ -7,6 +7,7 @@ from rich.console import Console
 
 from mod_kernels.bench import table_suites
 from mod_kernels.bench.store import Results, Row
+from mod_kernels.bench.table import MISSING, three_digits
 
 MACHINE = {"gpu": None, "cpu": "a CPU", "cores": 2, "isa": "AVX2", "torch": "2"}
 MACHINE |= {"commit": "c0ffee", "date": "today"}
@@ -14,6 +15,14 @@ MACHINE |= {"commit": "c0ffee", "date": "today"}
 
 def row(name, kind, provider, ms=None, check="ok", batch=8, mode="eager", threads=1, **more):
     return Row(name, kind, batch, threads, "cpu", "float32", mode, "warm", provider, check, median_ms=ms, **more)
+
+
+@pytest.mark.parametrize(
+    "value, printed",
+    [(None, MISSING), (0.01234, "0.0123"), (15.83, "15.8"), (999.4, "999"), (999.6, "1000"), (1583.2, "1583")],
+)
+def test_a_number_keeps_three_digits_and_all_before_the_point(value, printed):
+    assert three_digits(value) == printed
 
 
 def shown(suite, rows, **fields):
